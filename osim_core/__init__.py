@@ -1,0 +1,1 @@
+"""OSim Core: a training stack for behavioural foundation models (language models that simulate people)."""

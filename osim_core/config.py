@@ -1,0 +1,164 @@
+"""Configs are frozen dataclasses; recipes/configs.py holds the functions that return complete ones.
+
+Every run writes its resolved config to `runs/<recipe>/<name>-<time>/config.json`; `from_dict` reads it back
+and refuses a key it does not know, so a typo or a stale file is an error and never a silent default.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Qwen3- or Llama-family decoder. `from_hf` names a Hugging Face folder (or GGUF file) to start from."""
+
+    family: Literal["qwen3", "llama"]
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary, never fall short of it
+    max_position_embeddings: int
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None = None  # as in a Hugging Face config: linear, dynamic-free llama3, yarn
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    init_std: float = 0.02
+    from_hf: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where documents come from and how they become rows."""
+
+    sources: dict[str, float] = field(default_factory=dict)  # source -> epochs of it in one pass; {} means each once
+    paths: tuple[str, ...] = ()  # the user's own parquet or JSONL files, beside or instead of packaged sources
+    tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
+    sequence_length: int = 1024  # tokens in a packed row
+    overlong: Literal["split", "truncate", "drop"] = "split"  # split cuts at turn borders
+    validation_share: float = 0.05  # of participants (or plays, debates): held-out by speaker, not by row
+    shard_documents: int = 50_000
+    on_damaged_shard: Literal["stop", "quarantine"] = "stop"
+    prefetch: int = 2  # global batches read ahead; never changes what is read
+    cache: str = "data"  # tokenizers, shards and packing plans live here, keyed by content
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """How the model is spread over ranks; data parallel is what remains of the world size."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int = 1  # model chunks per pipeline rank; above 1 the interleaved schedule runs
+    context: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = True
+    overlap: bool = False  # overlap gradient reduction and parameter gathering with compute
+    recompute: Literal["none", "selective", "full"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW in fp32 (master weights and moments) whatever the model's precision."""
+
+    learning_rate: float
+    min_learning_rate: float = 0.0
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int = 0  # wsd: length of the final linear decay
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop: batch, length, precision, evaluation, guards."""
+
+    steps: int
+    global_batch_rows: int  # packed rows per optimizer step over all data-parallel ranks
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    evaluate_every: int = 50
+    evaluate_rows: int = 16
+    log_every: int = 1
+    seed: int = 1234
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    device_peak_tflops: float | None = None  # for MFU; None measures a matmul on this device at start
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    save_every: int = 50
+    keep: int = 3
+    asynchronous: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MidtrainConfig:
+    """Everything recipes/midtrain.py needs."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    layout: LayoutConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A plain, JSON-ready dict of a config dataclass."""
+    return dataclasses.asdict(config)
+
+
+def from_dict[Config](cls: type[Config], values: dict[str, Any], where: str = "config") -> Config:
+    """Rebuild a config from `to_dict`'s output (or a JSON file's).
+
+    Raises ValueError naming the first unknown or missing key, with the path to it.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
+    for name, f in known.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ValueError(f"{where}: missing key {name!r}")
+    built = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    return cls(**built)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Coerce what JSON cannot express (tuples, nested configs) and check the rest against its annotation."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, got {value!r}")
+        return from_dict(kind, value, where)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where}: {value!r} is not one of {typing.get_args(kind)}")
+        return value
+    if origin is types.UnionType:
+        options = [a for a in typing.get_args(kind) if a is not type(None)]
+        return None if value is None else _convert(options[0], value, where)
+    if origin is tuple:
+        return tuple(value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, got {value!r}")
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str, bool) and not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
