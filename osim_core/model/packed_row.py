@@ -1,0 +1,50 @@
+"""What every attention layer needs to know about a packed row, computed once a micro-batch and shared by all layers.
+
+It travels as megatron-core's `packed_seq_params`, so unmodified TransformerLayers hand it to our core attention.
+Shape suffixes: T tokens of the row, L this context-parallel rank's tokens, D head dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from osim_kernels.packed_attention import Segments
+from osim_kernels.rope import rope_tables
+
+from osim_core.batch import PackedBatch
+from osim_core.config import ModelConfig
+from osim_core.parallel.context import local_chunks, local_slice
+
+
+@dataclass(kw_only=True)
+class PackedRow(PackedSeqParams):
+    """Attention metadata of one row: which keys a query may see, and its rotary tables.
+
+    segments   the packed_attention plan of this rank's queries against the whole row's keys
+    cos_LD     float32 [L, D]; sin_LD likewise, for this rank's positions
+    """
+
+    segments: Segments = None
+    cos_LD: torch.Tensor = None
+    sin_LD: torch.Tensor = None
+
+    @classmethod
+    def of(cls, batch: PackedBatch, model: ModelConfig) -> "PackedRow":
+        """Build the metadata of `batch` for this rank's place in the context-parallel group."""
+        rank = parallel_state.get_context_parallel_rank()
+        size = parallel_state.get_context_parallel_world_size()
+        if size == 1:
+            segments = Segments.from_cu_seqlens(batch.cu_seqlens)
+        else:
+            segments = Segments.context_parallel(batch.cu_seqlens, local_chunks(batch.num_tokens, rank, size))
+        positions_L = local_slice(batch.positions_T, rank, size)
+        cos_LD, sin_LD = rope_tables(positions_L, model.head_dim, model.rope_theta, model.rope_scaling)
+        return cls(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            segments=segments,
+            cos_LD=cos_LD,
+            sin_LD=sin_LD,
+        )

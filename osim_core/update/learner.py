@@ -1,0 +1,189 @@
+"""The update step, blind to which algorithm made the loss weights: forward, backward, guard, clip, AdamW.
+
+megatron-core's schedules run the micro-batches (plain, 1F1B or interleaved); losses are normalised globally before
+backward (osim_core/loss/streams.py), so gradients are summed, never averaged.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from osim_core.batch import PackedBatch
+from osim_core.config import LayoutConfig, ModelConfig, OptimizerConfig, TrainConfig
+from osim_core.loss.head import HeadTargets, token_logprobs
+from osim_core.loss.streams import normalisers, objective
+from osim_core.model.build import build_model
+from osim_core.model.packed_row import PackedRow
+from osim_core.parallel.context import local_slice
+from osim_core.parallel.device import device
+from osim_core.update.optimizer import build_optimizer, chained, set_hyper_parameters, wrap_model
+from osim_core.update.schedule import learning_rate
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient norm was NaN or infinite; the batch was dumped and no weight changed."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropy (nats) over all ranks, per source: float64 [sources] sums and the weights they sum over."""
+
+    sums: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean over all tokens that carry loss."""
+        return (self.sums.sum() / self.weights.sum()).item()
+
+    def by_source(self) -> dict[int, float]:
+        """Token mean of each source that has a token here."""
+        present = self.weights.nonzero().flatten().tolist()
+        return {source: (self.sums[source] / self.weights[source]).item() for source in present}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    losses: Losses
+    gradient_norm: float
+    learning_rate: float
+    updated: bool
+
+
+class Learner:
+    """A model, its optimizer and the schedule that moves micro-batches through them.
+
+    Needs osim_core.parallel.layout.initialize first; fill the weights with osim_core.checkpoint.hf.load_weights and
+    then call `weights_loaded`.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        layout: LayoutConfig,
+        optimizer: OptimizerConfig,
+        train: TrainConfig,
+        num_sources: int,
+        dump: Path,
+    ) -> None:
+        self.model, self.optimizer_config, self.train = model, optimizer, train
+        self.num_sources, self.dump = num_sources, dump
+        self.chunks = wrap_model(build_model(model, layout, train.precision), layout)
+        self.optimizer = build_optimizer(self.chunks, optimizer, layout)
+        config = self.chunks[0].config
+        # the schedules offer the token count of Megatron's own per-token loss; ours is normalised already
+        config.finalize_model_grads_func = lambda chunks, _tokens, **kw: finalize_model_grads(
+            chunks, None, **kw
+        )
+        if layout.overlap:
+            single = len(self.chunks) == 1
+            syncs = [chunk.no_sync for chunk in self.chunks]
+            config.no_sync_func = syncs[0] if single else syncs
+            if not single:
+                config.grad_sync_func = [chunk.start_grad_sync for chunk in self.chunks]
+                config.param_sync_func = [chunk.start_param_sync for chunk in self.chunks]
+        self.run_schedule = get_forward_backward_func()
+
+    def weights_loaded(self) -> None:
+        """Copy the model's weights into the optimizer's fp32 masters."""
+        self.optimizer.reload_model_params()
+
+    def update(self, batches: Sequence[PackedBatch], step: int) -> StepResult:
+        """One optimizer step (0-based `step`) on this data-parallel rank's micro-batches. Collective.
+
+        Raises NonFiniteError before any weight changes when the loss or the gradient norm is not finite and
+        train.on_non_finite is "stop"; with "skip" the update is left out and reported.
+        """
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        losses = self._run(batches, forward_only=False)
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        rate = learning_rate(self.optimizer_config, step, self.train.steps)
+        finite = torch.isfinite(torch.tensor([losses.mean, norm])).all().item()
+        if not finite:
+            self._dump(batches, step)
+            if self.train.on_non_finite == "stop":
+                raise NonFiniteError(
+                    f"step {step + 1}: loss {losses.mean}, gradient norm {norm}; weights unchanged, batch dumped to "
+                    f"{self.dump}; look at it, or set --train.on-non-finite skip"
+                )
+            return StepResult(losses, norm, rate, updated=False)
+        set_hyper_parameters(self.optimizer, rate, self.optimizer_config.weight_decay)
+        if self.optimizer_config.clip_norm > 0:
+            for part in chained(self.optimizer):
+                clip_grad_by_total_norm_fp32(part.get_parameters(), self.optimizer_config.clip_norm, norm)
+        self.optimizer.step_with_ready_grads()
+        return StepResult(losses, norm, rate, updated=True)
+
+    def evaluate(self, steps: Sequence[Sequence[PackedBatch]]) -> Losses:
+        """Cross-entropy over several global batches, without gradients. Collective."""
+        for chunk in self.chunks:
+            chunk.eval()
+        parts = [self._run(batches, forward_only=True) for batches in steps]
+        for chunk in self.chunks:
+            chunk.train()
+        return Losses(sum(part.sums for part in parts), sum(part.weights for part in parts))
+
+    def _run(self, batches: Sequence[PackedBatch], forward_only: bool) -> Losses:
+        """Send the micro-batches through the schedule; returns the losses of all ranks on every rank."""
+        totals = normalisers(batches)
+        sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=device())
+        rank = parallel_state.get_context_parallel_rank()
+        size = parallel_state.get_context_parallel_world_size()
+
+        def forward_step(batches: Iterator[PackedBatch], chunk: torch.nn.Module):
+            batch = next(batches).to(device())
+            weights = {name: local_slice(weight, rank, size) for name, weight in batch.weights.items()}
+            needed_L = torch.stack(list(weights.values())).abs().amax(0)
+            logprob_L = chunk(
+                local_slice(batch.tokens_T, rank, size)[None],
+                local_slice(batch.positions_T, rank, size)[None],
+                None,
+                packed_seq_params=PackedRow.of(batch, self.model),
+                output_processor=token_logprobs,
+                output_processor_context=HeadTargets(local_slice(batch.labels_T, rank, size), needed_L),
+            )
+
+            def loss(logprob_L: torch.Tensor):
+                with torch.no_grad():
+                    weight_L = weights["ce"].double()
+                    lengths_S = batch.cu_seqlens.diff()
+                    sources_T = batch.sources_S.repeat_interleave(lengths_S, output_size=batch.num_tokens)
+                    sources_L = (
+                        local_slice(sources_T, rank, size).clamp(min=0).long()
+                    )  # padding weighs nothing
+                    sums[0].index_add_(0, sources_L, -logprob_L.double() * weight_L)
+                    sums[1].index_add_(0, sources_L, weight_L)
+                return objective(logprob_L, weights, totals), torch.zeros((), dtype=torch.int), {}
+
+            return logprob_L, loss
+
+        iterators = [iter(batches) for _ in self.chunks]
+        self.run_schedule(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+            num_microbatches=len(batches),
+            seq_length=batches[0].num_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+        # only the last pipeline stage has summed anything
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        return Losses(*sums.cpu())
+
+    def _dump(self, batches: Sequence[PackedBatch], step: int) -> None:
+        """Keep what this rank was fed when the numbers went wrong."""
+        self.dump.mkdir(parents=True, exist_ok=True)
+        torch.save([vars(batch) for batch in batches], self.dump / f"step{step + 1}-rank{dist.get_rank()}.pt")
