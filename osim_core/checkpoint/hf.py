@@ -87,8 +87,7 @@ class SafetensorsWeights:
         unknown = [name for name in self.files if name not in self.shapes and name != "lm_head.weight"]
         if unknown:
             raise ValueError(
-                f"{folder}: tensor {unknown[0]!r} has no place in a {model.family} model "
-                f"of {model.num_layers} layers"
+                f"{folder}: tensor {unknown[0]!r} has no place in a {model.family} model of {model.num_layers} layers"
             )
 
     def __call__(self, name: str) -> torch.Tensor:
@@ -97,9 +96,7 @@ class SafetensorsWeights:
             self.handles[path] = safe_open(path, framework="pt", device="cpu")
         tensor = self.handles[path].get_tensor(name)
         if tuple(tensor.shape) != self.shapes[name]:
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, the model expects {self.shapes[name]}"
-            )
+            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, the model expects {self.shapes[name]}")
         return tensor
 
 
@@ -114,9 +111,6 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         )
     with safe_open(single, framework="pt") as handle:
         return dict.fromkeys(handle.keys(), single)
-
-
-# --- one parameter ---------------------------------------------------------------------------------------------
 
 
 def _sources(name: str, model: ModelConfig) -> list[str]:
@@ -148,16 +142,12 @@ def _split_dim(name: str) -> int | None:
     """The dimension tensor parallelism splits, None for replicated parameters."""
     if name.endswith(("linear_proj.weight", "linear_fc2.weight")):
         return 1
-    if name.endswith(
-        ("linear_qkv.weight", "linear_fc1.weight", "word_embeddings.weight", "output_layer.weight")
-    ):
+    if name.endswith(("linear_qkv.weight", "linear_fc1.weight", "word_embeddings.weight", "output_layer.weight")):
         return 0
     return None
 
 
-def _to_local(
-    name: str, tensors: list[torch.Tensor], model: ModelConfig, rank: int, size: int
-) -> torch.Tensor:
+def _to_local(name: str, tensors: list[torch.Tensor], model: ModelConfig, rank: int, size: int) -> torch.Tensor:
     """Full Hugging Face tensors -> the slice of the parameter that a tensor-parallel rank holds."""
     if name.endswith("linear_qkv.weight"):  # interleaved by key-value group: its queries, its key, its value
         groups = [t.view(model.num_kv_heads, -1, model.head_dim, model.hidden_size) for t in tensors]
@@ -180,9 +170,6 @@ def _from_parts(name: str, parts: list[torch.Tensor], model: ModelConfig) -> lis
         return [torch.cat(gates), torch.cat(ups)]
     dim = _split_dim(name)
     return [parts[0] if dim is None else torch.cat(parts, dim)]
-
-
-# --- the whole model -------------------------------------------------------------------------------------------
 
 
 def unwrap(chunk: torch.nn.Module) -> GPTModel:
@@ -215,28 +202,32 @@ def load_weights(chunks: list[torch.nn.Module], weights: Weights, model: ModelCo
 
 
 @torch.no_grad()
-def full_tensors(chunks: list[torch.nn.Module], model: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def full_tensors(
+    chunks: list[torch.nn.Module],
+    model: ModelConfig,
+    value: Callable[[torch.nn.Parameter], torch.Tensor] = torch.nn.Parameter.detach,
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full CPU tensor) of this pipeline stage's parameters; collective over tensor parallel.
 
-    Only tensor-parallel rank 0 receives values; the others iterate over nothing but take part in the gathers.
+    `value` maps a parameter to the tensor wanted of it (its gradient, say). Only tensor-parallel rank 0 receives
+    anything; the others iterate over nothing but take part in the gathers, so every rank must exhaust the iterator.
     """
     group = parallel_state.get_tensor_model_parallel_group()
     size, first = group.size(), group.rank() == 0
     for name, parameter in _named_parameters(chunks):
         if name == "output_layer.weight" and model.tied_embeddings:
             continue  # the last stage's copy of the embedding
-        parts = [parameter.detach()]
+        local = value(parameter).contiguous()
+        parts = [local]
         if size > 1 and _split_dim(name) is not None:
-            parts = [torch.empty_like(parameter) for _ in range(size)]
-            dist.all_gather(parts, parameter.detach().contiguous(), group=group)
+            parts = [torch.empty_like(local) for _ in range(size)]
+            dist.all_gather(parts, local, group=group)
         if first:
             full = _from_parts(name, [part.cpu() for part in parts], model)
             yield from zip(_sources(name, model), full, strict=True)
 
 
-def save_hf(
-    chunks: list[torch.nn.Module], model: ModelConfig, folder: Path, shard_bytes: int = 5 << 30
-) -> None:
+def save_hf(chunks: list[torch.nn.Module], model: ModelConfig, folder: Path, shard_bytes: int = 5 << 30) -> None:
     """Write a Hugging Face folder (config.json, safetensors shards, index) from any layout. Collective.
 
     Each pipeline stage writes its own layers, so no rank holds the model. The folder appears under its name only
@@ -279,9 +270,7 @@ def _finish_export(folder: Path, files: dict[str, list[str]], model: ModelConfig
     """Give the shards their final names and write the index and config.json."""
     weight_map, total = {}, 0
     for number, file in enumerate(sorted(files), start=1):
-        name = (
-            "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        )
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         (folder / file).rename(folder / name)
         total += (folder / name).stat().st_size
         weight_map.update(dict.fromkeys(files[file], name))

@@ -23,9 +23,7 @@ class HeadTargets:
     needed_L: torch.Tensor
 
 
-def token_logprobs(
-    *, hidden_states, output_layer, output_weight, context: HeadTargets, config, **_
-) -> torch.Tensor:
+def token_logprobs(*, hidden_states, output_layer, output_weight, context: HeadTargets, config, **_) -> torch.Tensor:
     """fp32 [L]: log p(label) of each local token; 0 where it is not needed.
 
     hidden_states [L (/ tensor-parallel size under sequence parallelism), 1, D]; the head's rows are this rank's
@@ -34,9 +32,7 @@ def token_logprobs(
     if config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=True)
     else:
-        hidden = copy_to_tensor_model_parallel_region(
-            hidden_states
-        )  # backward sums the ranks' partial gradients
+        hidden = copy_to_tensor_model_parallel_region(hidden_states)  # backward sums the ranks' partial gradients
     weight_VD = output_layer.weight if output_weight is None else output_weight
     group = parallel_state.get_tensor_model_parallel_group()
     logprob_L, _ = fused_linear_logprob(

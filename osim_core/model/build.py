@@ -50,9 +50,7 @@ class PackedCoreAttention(MegatronModule):
     every document be padded to twice the context-parallel size, out of the path.
     """
 
-    def __init__(
-        self, config: TransformerConfig, layer_number: int, attn_mask_type, attention_type, **_
-    ) -> None:
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type, attention_type, **_) -> None:
         super().__init__(config=config)
         self.scale = config.kv_channels**-0.5
 

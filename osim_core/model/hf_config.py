@@ -17,9 +17,7 @@ def model_config_from_hf(folder: Path) -> ModelConfig:
     values: dict[str, Any] = json.loads(path.read_text())
     family = values.get("model_type")
     if family not in ARCHITECTURES:
-        raise ValueError(
-            f"{path}: model_type {family!r} is not supported; use one of {sorted(ARCHITECTURES)}"
-        )
+        raise ValueError(f"{path}: model_type {family!r} is not supported; use one of {sorted(ARCHITECTURES)}")
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if values.get(key):
             raise ValueError(f"{path}: {key} is not supported")

@@ -10,9 +10,7 @@ from osim_core.config import LayoutConfig, ModelConfig
 from osim_core.parallel import device
 
 
-def check_layout(
-    layout: LayoutConfig, model: ModelConfig, world_size: int, rows: int, sequence_length: int
-) -> int:
+def check_layout(layout: LayoutConfig, model: ModelConfig, world_size: int, rows: int, sequence_length: int) -> int:
     """Validate a layout against a world size and a model; returns the data-parallel size.
 
     Raises ValueError naming the numbers that do not divide and what to change.
@@ -35,16 +33,10 @@ def check_layout(
     )
     for name, value, by, divisor in divisions:
         if value % divisor:
-            raise ValueError(
-                f"layout: {name} {value} is not a multiple of {by} {divisor}; change one of them"
-            )
+            raise ValueError(f"layout: {name} {value} is not a multiple of {by} {divisor}; change one of them")
     if model.num_heads % model.num_kv_heads:
-        raise ValueError(
-            f"model: num_heads {model.num_heads} is not a multiple of num_kv_heads {model.num_kv_heads}"
-        )
-    chunk = (2 * layout.context if layout.context > 1 else 1) * (
-        layout.tensor if layout.sequence_parallel else 1
-    )
+        raise ValueError(f"model: num_heads {model.num_heads} is not a multiple of num_kv_heads {model.num_kv_heads}")
+    chunk = (2 * layout.context if layout.context > 1 else 1) * (layout.tensor if layout.sequence_parallel else 1)
     if sequence_length % chunk:
         raise ValueError(
             f"layout: data.sequence_length {sequence_length} is not a multiple of {chunk}, which "

@@ -79,9 +79,7 @@ class Learner:
         self.optimizer = build_optimizer(self.chunks, optimizer, layout)
         config = self.chunks[0].config
         # the schedules offer the token count of Megatron's own per-token loss; ours is normalised already
-        config.finalize_model_grads_func = lambda chunks, _tokens, **kw: finalize_model_grads(
-            chunks, None, **kw
-        )
+        config.finalize_model_grads_func = lambda chunks, _tokens, **kw: finalize_model_grads(chunks, None, **kw)
         if layout.overlap:
             single = len(self.chunks) == 1
             syncs = [chunk.no_sync for chunk in self.chunks]
@@ -158,9 +156,7 @@ class Learner:
                     weight_L = weights["ce"].double()
                     lengths_S = batch.cu_seqlens.diff()
                     sources_T = batch.sources_S.repeat_interleave(lengths_S, output_size=batch.num_tokens)
-                    sources_L = (
-                        local_slice(sources_T, rank, size).clamp(min=0).long()
-                    )  # padding weighs nothing
+                    sources_L = local_slice(sources_T, rank, size).clamp(min=0).long()  # padding weighs nothing
                     sums[0].index_add_(0, sources_L, -logprob_L.double() * weight_L)
                     sums[1].index_add_(0, sources_L, weight_L)
                 return objective(logprob_L, weights, totals), torch.zeros((), dtype=torch.int), {}

@@ -1,0 +1,211 @@
+"""Training checkpoints: megatron-core's sharded format, written beside training, published atomically, resharded on
+load. One checkpoint is a folder `step-00000100` holding the shards and `osim.json` (step, model, layout).
+
+A save writes into `.step-00000100.partial`; when every rank's files are on disk it is synced and renamed, so a
+folder without the prefix is always complete and `latest` never finds half a checkpoint. The data cursor is the step
+alone, because the loader's order is a pure function of it.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+
+from osim_core.checkpoint.hf import unwrap
+from osim_core.config import LayoutConfig, ModelConfig, to_dict
+from osim_core.update.learner import Learner
+
+FORMAT = 1
+# optimizer state in the shape of the parameters, so it can be read in any layout
+CONTENT = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint under `folder`, or None."""
+    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def read_description(checkpoint: Path) -> dict:
+    """The `osim.json` of a checkpoint: format, step, model, layout. Raises ValueError naming the folder."""
+    path = checkpoint / "osim.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{checkpoint}: not a checkpoint of OSim Core (no osim.json); give runs/.../checkpoints/step-*"
+        )
+    description = json.loads(path.read_text())
+    if description["format"] != FORMAT:
+        raise ValueError(f"{checkpoint}: checkpoint format {description['format']}, this version reads {FORMAT}")
+    return description
+
+
+def model_state(chunks: list[torch.nn.Module]) -> dict:
+    """The sharded state of the model alone; keys name global layers, so any layout can read it."""
+    names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+    return {name: unwrap(chunk).sharded_state_dict(metadata=CONTENT) for name, chunk in zip(names, chunks, strict=True)}
+
+
+def load_model(chunks: list[torch.nn.Module], model: ModelConfig, checkpoint: Path) -> int:
+    """Read only the weights of `checkpoint` (any layout) into `chunks`; returns its step. Collective."""
+    description = read_description(checkpoint)
+    _check_same_model(description, model, checkpoint)
+    state = dist_checkpointing.load(model_state(chunks), str(checkpoint))
+    for name, part in state.items():
+        if name.startswith("model"):
+            unwrap(chunks[int(name.removeprefix("model") or 0)]).load_state_dict(part)
+    return description["step"]
+
+
+class CheckpointStore:
+    """The checkpoints of one run: save beside training, keep the newest, resume from the last good one."""
+
+    def __init__(self, folder: Path, keep: int, asynchronous: bool) -> None:
+        self.folder, self.keep, self.asynchronous = folder, keep, asynchronous
+        self.queue = AsyncCallsQueue()
+        self.pending = 0
+        if dist.get_rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".step-*.partial"):  # of a run killed while saving
+                shutil.rmtree(leftover)
+        dist.barrier()
+
+    def save(self, learner: Learner, model: ModelConfig, layout: LayoutConfig, step: int) -> None:
+        """Start saving the state after `step` updates. Collective; returns once the state is copied.
+
+        With `asynchronous` the files are written by a child process while training goes on; `poll` publishes
+        them. Raises OSError naming the folder when they cannot be written; older checkpoints are untouched then.
+        """
+        self.wait()  # one save at a time: the newer one must also be published later
+        final = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".{final.name}.partial"
+        if dist.get_rank() == 0:
+            partial.mkdir()
+        dist.barrier()
+        # with overlapped gathering the model's own copy may lag the fp32 masters by one step
+        for chunk in learner.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+        state = _full_state(learner, is_loading=False)
+        request: AsyncRequest = dist_checkpointing.save(
+            state, str(partial), async_sharded_save=True, async_strategy="mcore", content_metadata=CONTENT
+        )
+        description = {"format": FORMAT, "step": step, "model": to_dict(model), "layout": _ranks(layout)}
+        request.add_finalize_fn(lambda: self._publish(partial, final, description))
+        if self.asynchronous:
+            self.queue.schedule_async_request(request)
+            self.pending = step
+        else:
+            request.execute_sync()
+
+    def poll(self) -> None:
+        """Publish the running save if every rank has finished writing. Collective while a save is running."""
+        if self.pending and self.queue.maybe_finalize_async_calls():
+            self.pending = 0
+
+    def wait(self) -> None:
+        """Block until the running save, if any, is published. Collective."""
+        if self.pending:
+            self.queue.maybe_finalize_async_calls(blocking=True)
+            self.pending = 0
+
+    def resume(self, learner: Learner, model: ModelConfig, layout: LayoutConfig) -> int:
+        """Load the last good checkpoint into `learner`; returns its step, 0 when there is none. Collective.
+
+        In the layout that wrote it the run continues bit for bit; in another one weights and optimizer are
+        resharded and the random states start from the seed.
+        """
+        found = [latest(self.folder)]
+        dist.broadcast_object_list(found)  # one rank looks, so that all agree
+        if found[0] is None:
+            return 0
+        checkpoint: Path = found[0]
+        description = read_description(checkpoint)
+        _check_same_model(description, model, checkpoint)
+        if description["layout"]["distributed_optimizer"] != layout.distributed_optimizer:
+            raise ValueError(
+                f"{checkpoint}: written with layout.distributed_optimizer = "
+                f"{description['layout']['distributed_optimizer']}; resume with the same setting"
+            )
+        wanted = _full_state(learner, is_loading=True)
+        same_layout = description["layout"] == _ranks(layout)
+        if not same_layout:
+            del wanted["rng"]
+        state = dist_checkpointing.load(wanted, str(checkpoint))
+        for index, chunk in enumerate(learner.chunks):
+            unwrap(chunk).load_state_dict(state["model" if len(learner.chunks) == 1 else f"model{index}"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        if same_layout:
+            _restore_rng(state["rng"])
+        return description["step"]
+
+    def _publish(self, partial: Path, final: Path, description: dict) -> None:
+        """Make a finished save visible, then drop the oldest. Runs on every rank after all have written."""
+        if dist.get_rank() == 0:
+            (partial / "osim.json").write_text(json.dumps(description, indent=1))
+            for path in (*partial.iterdir(), partial):
+                _fsync(path)
+            partial.rename(final)
+            _fsync(self.folder)
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old)
+
+
+def _ranks(layout: LayoutConfig) -> dict:
+    """What must be equal for the random states of the ranks to mean the same."""
+    return {**to_dict(layout), "world_size": dist.get_world_size()}
+
+
+def _check_same_model(description: dict, model: ModelConfig, checkpoint: Path) -> None:
+    wanted = json.loads(json.dumps(to_dict(model)))
+    for key, value in description["model"].items():
+        if key != "from_hf" and wanted.get(key) != value:
+            raise ValueError(
+                f"{checkpoint}: holds another model: {key} is {value} there and {wanted.get(key)} in this config"
+            )
+
+
+def _full_state(learner: Learner, is_loading: bool) -> dict:
+    state = model_state(learner.chunks)
+    optimizer = learner.optimizer.sharded_state_dict(
+        dict(state) if len(learner.chunks) > 1 else state["model"], is_loading=is_loading, metadata=CONTENT
+    )
+    state["optimizer"] = optimizer
+    rank, size = dist.get_rank(), dist.get_world_size()
+    state["rng"] = ShardedObject("rng", _rng(), (size,), (rank,), replica_id=0)
+    return state
+
+
+def _rng() -> dict:
+    """Every random state of this rank."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "model_parallel": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _restore_rng(state: dict) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["device"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["model_parallel"])
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,161 @@
+"""Complete configs as functions, named for model and hardware. `CONFIGS` is what the recipes' command line offers.
+
+The OdysSim paper (arXiv 2606.14199) trains Qwen3-8B with batches of 1,024 conversations that its code splits into
+four AdamW updates of 256; one "trainer step" of its 4,500 is therefore four of ours. Conversations average 467
+tokens, so 256 of them are about 120 k tokens, or 7.3 packed rows of 16,384.
+"""
+
+from dataclasses import dataclass, replace
+
+from osim_core.config import (
+    CheckpointConfig,
+    DataConfig,
+    LayoutConfig,
+    MidtrainConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The published midtraining run, in the units of its launcher."""
+
+    learning_rate: float = 1e-5
+    schedule: str = "cosine"
+    trainer_steps: int = 4_500
+    warmup_trainer_steps: int = 50
+    updates_per_trainer_step: int = 4
+    conversations_per_update: int = 256
+    prompt_tokens: int = 16_384
+    response_tokens: int = 8_192
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+PAPER = Paper()
+
+QWEN3_8B = ModelConfig(
+    family="qwen3",
+    num_layers=36,
+    hidden_size=4096,
+    ffn_hidden_size=12_288,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=151_936,
+    max_position_embeddings=40_960,
+    rope_theta=1_000_000.0,
+    qk_norm=True,
+    from_hf="models/Qwen3-8B-Base",
+)
+
+SMOLLM2_135M = ModelConfig(
+    family="llama",
+    num_layers=30,
+    hidden_size=576,
+    ffn_hidden_size=1536,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    vocab_size=49_152,
+    max_position_embeddings=8192,
+    rope_theta=100_000.0,
+    norm_eps=1e-5,
+    tied_embeddings=True,
+    from_hf="smollm2-135m",  # packaged: osim_core/model/smollm2.py unpacks it once into data.cache
+)
+
+
+def tiny_cpu() -> MidtrainConfig:
+    """The first five minutes: a 1 M-parameter Qwen3 on all packaged dialogue, two gloo ranks, about two minutes."""
+    return MidtrainConfig(
+        name="tiny-cpu",
+        model=ModelConfig(
+            family="qwen3",
+            num_layers=4,
+            hidden_size=128,
+            ffn_hidden_size=384,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            vocab_size=1024,
+            max_position_embeddings=1024,
+            rope_theta=10_000.0,
+            qk_norm=True,
+            tied_embeddings=True,
+        ),
+        data=DataConfig(sequence_length=512),
+        layout=LayoutConfig(tensor=2, sequence_parallel=True),
+        optimizer=OptimizerConfig(learning_rate=4e-3, min_learning_rate=1e-4, warmup_steps=20, weight_decay=0.1),
+        train=TrainConfig(steps=300, global_batch_rows=8, precision="fp32", evaluate_every=50, log_every=10),
+        checkpoint=CheckpointConfig(save_every=100),
+    )
+
+
+def smollm2_135m_cpu() -> MidtrainConfig:
+    """A real model on a laptop: SmolLM2-135M-Instruct continues on the packaged dialogue."""
+    return MidtrainConfig(
+        name="smollm2-135m-cpu",
+        model=SMOLLM2_135M,
+        data=DataConfig(tokenizer="smollm2-135m", sequence_length=256),
+        layout=LayoutConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2),
+        train=TrainConfig(
+            steps=20, global_batch_rows=2, precision="fp32", evaluate_every=10, evaluate_rows=8, log_every=1
+        ),
+        checkpoint=CheckpointConfig(save_every=20, keep=1),
+    )
+
+
+def qwen3_8b_8xh100_bf16() -> MidtrainConfig:
+    """The paper's run on one node: 8 rows of 16,384 tokens per update (about 280 conversations; the paper's 256)."""
+    return MidtrainConfig(
+        name="qwen3-8b-8xh100-bf16",
+        model=QWEN3_8B,
+        data=DataConfig(tokenizer="models/Qwen3-8B-Base", sequence_length=16_384, paths=("corpus/train",)),
+        layout=LayoutConfig(tensor=2, sequence_parallel=True, overlap=True, recompute="selective"),
+        optimizer=OptimizerConfig(
+            learning_rate=PAPER.learning_rate,
+            schedule="cosine",
+            warmup_steps=PAPER.warmup_trainer_steps * PAPER.updates_per_trainer_step,
+            beta2=PAPER.beta2,
+            weight_decay=PAPER.weight_decay,
+            clip_norm=PAPER.clip_norm,
+        ),
+        train=TrainConfig(
+            steps=PAPER.trainer_steps * PAPER.updates_per_trainer_step,
+            global_batch_rows=8,
+            precision="bf16",
+            evaluate_every=200,
+            evaluate_rows=64,
+            device_peak_tflops=989.0,
+        ),
+        checkpoint=CheckpointConfig(save_every=200, keep=10),
+    )
+
+
+def qwen3_8b_64xh100_fp8() -> MidtrainConfig:
+    """Eight nodes: FP8 linear layers and the paper's 1,024 conversations in one update of 32 rows."""
+    base = qwen3_8b_8xh100_bf16()
+    return replace(
+        base,
+        name="qwen3-8b-64xh100-fp8",
+        optimizer=replace(base.optimizer, warmup_steps=PAPER.warmup_trainer_steps),
+        train=replace(
+            base.train,
+            steps=PAPER.trainer_steps,
+            global_batch_rows=32,
+            precision="fp8",
+            evaluate_every=50,
+            device_peak_tflops=1979.0,
+        ),
+        checkpoint=replace(base.checkpoint, save_every=50),
+    )
+
+
+CONFIGS = {
+    config.name: config for config in (tiny_cpu(), smollm2_135m_cpu(), qwen3_8b_8xh100_bf16(), qwen3_8b_64xh100_fp8())
+}
