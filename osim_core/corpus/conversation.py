@@ -27,12 +27,14 @@ class Conversation:
     source   name under which losses are reported
     messages at least one; the roles need not alternate (a chorus of users is fine)
     group    the participant, play or debate: groups, never single rows, are held out for validation
+    others   groups whose own words also appear here, in user turns; none of them may be held out if this is to train
     """
 
     id: str
     source: str
     messages: tuple[Message, ...]
     group: str
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
