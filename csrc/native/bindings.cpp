@@ -3,6 +3,7 @@
 // while C++ works. Wrong dtypes are refused, not converted. std::invalid_argument arrives as ValueError.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 
 #include <memory>
 #include <stdexcept>
