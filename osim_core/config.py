@@ -39,6 +39,8 @@ class DataConfig:
 
     sources: dict[str, float] = field(default_factory=dict)  # source -> epochs of it in one pass; {} means each once
     paths: tuple[str, ...] = ()  # the user's own parquet or JSONL files, beside or instead of packaged sources
+    roles: dict[str, str] = field(default_factory=dict)  # data_source (or "prefix*") of paths -> corpus/roles.py name
+    chat_format: Literal["template", "chatml"] = "template"  # the tokenizer's own, or plain ChatML regardless
     tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
     sequence_length: int = 1024  # tokens in a packed row
     overlong: Literal["split", "truncate", "drop"] = "split"  # split cuts at turn borders
