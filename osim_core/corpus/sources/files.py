@@ -118,7 +118,7 @@ def _conversation(path: Path, where: str, row: dict[str, Any], roles: RoleTable)
     group = row.get("group")
     if group is not None and not isinstance(group, str | int):
         raise ValueError(f"{where}: group must be a string or an integer, got {_kind(group)}")
-    name = f"{path.name}:{number}"
+    name = f"{path}:{number}"
     return Conversation(
         id=name, source=source, messages=messages, group=name if group is None else str(group)
     )
@@ -153,10 +153,12 @@ def _messages(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
             raise ValueError(
                 f'{here}: content must be a string, got {_kind(content)}; use "" for an empty message'
             )
-        if any(0xD800 <= ord(c) <= 0xDFFF for c in content):
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
             raise ValueError(
-                f"{here}: content holds half of a surrogate pair, which is no Unicode text; replace it"
-            )
+                f"{here}: content is not Unicode text (half of a surrogate pair at character {error.start}); replace it"
+            ) from error
         messages.append(Message(role, content))
     return tuple(messages)
 
