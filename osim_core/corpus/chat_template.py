@@ -139,12 +139,12 @@ def choose_format(tokenizer: Tokenizer, chat_format: str) -> tuple[ChatFormat, b
     if chat_format == "chatml":
         if not has_chatml:
             raise ValueError(
-                f"tokenizer {tokenizer.folder}: chat_format chatml needs the special tokens {TURN_START} and {TURN_END}"
+                f"tokenizer {tokenizer.where}: chat_format chatml needs the special tokens {TURN_START} and {TURN_END}"
             )
         return ChatML(), True
     if tokenizer.chat_template is None:
         fix = "set data.chat_format=chatml" if has_chatml else "add chat_template.jinja to its folder"
-        raise ValueError(f"tokenizer {tokenizer.folder}: it has no chat template; {fix}")
+        raise ValueError(f"tokenizer {tokenizer.where}: it has no chat template; {fix}")
     if tokenizer.chat_template == CHATML_TEMPLATE and has_chatml:
         return ChatML(), True
     jinja = JinjaTemplate(tokenizer.chat_template, tokenizer.variables)

