@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from osim_core.observe.run_dir import RunDirectory, is_rank_zero, write_atomically
+from osim_core.corpus.durable import write_durably
+from osim_core.observe.run_dir import RunDirectory, is_rank_zero
 
 TIMING_PREFIX = "perf/"
 
@@ -117,7 +118,7 @@ def _truncate(path: Path, last_step: int) -> None:
         return
     kept = b"".join(line for line, row in _lines(path) if row["step"] <= last_step)
     if kept != path.read_bytes():
-        write_atomically(path, kept)
+        write_durably(path, kept)
 
 
 def _encode(value: float | int | str) -> float | int | str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from osim_core.config import from_dict, to_dict
+from osim_core.corpus.durable import write_durably
 
 FOLDERS = ("checkpoints", "rollouts", "profile")
 
@@ -25,28 +26,6 @@ FOLDERS = ("checkpoints", "rollouts", "profile")
 def is_rank_zero() -> bool:
     """Whether this process writes for the job: rank 0, or a process that is not distributed at all."""
     return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader (or a crash) sees the old file or the new one, never a
-    part.
-
-    Raises OSError where the disk refuses; the old file then still stands.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 @dataclass(frozen=True)
@@ -111,7 +90,7 @@ class RunDirectory:
     def write_summary(self, values: dict[str, Any]) -> None:
         """Write summary.json (final metrics and the asserted outcome) on rank 0; other ranks do nothing."""
         if is_rank_zero():
-            write_atomically(self.path / "summary.json", _json(values))
+            write_durably(self.path / "summary.json", _json(values))
 
     @property
     def metrics_file(self) -> Path:
@@ -148,7 +127,7 @@ def _make(parent: Path, config_name: str, config: Any) -> Path:
             path = parent / f"{name}-{attempt}"
     for folder in FOLDERS:
         (path / folder).mkdir()
-    write_atomically(path / "config.json", _json(to_dict(config)))
+    write_durably(path / "config.json", _json(to_dict(config)))
     link = parent / f".latest.{os.getpid()}.tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(path.name)
