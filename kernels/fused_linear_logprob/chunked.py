@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-# Tile sizes (rows, columns). CPU: a tile stays in the L2 cache. CUDA: one tile is 128 MiB of fp32, wide enough to
-# fill the device; not yet measured there.
-CPU_TILE = (512, 1024)
+# Tile sizes (rows, columns). CPU: the fastest of eight on two EPYC cores at D 256, V 4096. CUDA: 128 MiB of fp32, wide
+# enough to fill the device; not measured there yet.
+CPU_TILE = (1024, 1024)
 CUDA_TILE = (2048, 16384)
 LOWEST = -1e30  # below any logit, yet finite: (LOWEST - maximum) * 0 must be 0 and not NaN
 

@@ -8,7 +8,6 @@ Shape suffixes: T query rows, S key rows, H query heads, G key/value heads, D he
 """
 
 import torch
-
 from osim_kernels.packed_attention.segments import Segments
 from osim_kernels.registry import Implementation, Op, anywhere
 

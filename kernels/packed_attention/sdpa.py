@@ -11,14 +11,16 @@ from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
-
-from osim_kernels.packed_attention.segments import Segments
+from osim_kernels.packed_attention.segments import Segments, Span
 
 
 def packed_attention_sdpa(query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float):
-    spans = [_trim(*span) for span in segments.spans]
-    if not spans:
-        return query_THD * 0.0
+    spans = [span for span in map(_trim, segments.spans) if span[0] < span[1]]
+    if (
+        not spans
+    ):  # zeros that still pass (zero) gradients: a gather of the keys may wait for them on other ranks
+        zero = query_THD[:0].sum() + key_SGD[:0].sum() + value_SGD[:0].sum()
+        return torch.zeros_like(query_THD) + zero
     queries = _cut(query_THD, [span[:2] for span in spans])
     keys = _cut(key_SGD, [span[2:] for span in spans])
     values = _cut(value_SGD, [span[2:] for span in spans])
@@ -33,8 +35,6 @@ def packed_attention_sdpa(query_THD, key_SGD, value_SGD, segments: Segments, sof
 
 def _attend(query_QHD, key_KGD, value_KGD, softmax_scale: float):
     num_queries, num_keys = query_QHD.shape[0], key_KGD.shape[0]
-    if num_queries == 0:
-        return query_QHD
     mask = None
     if num_queries < num_keys:  # is_causal would align the mask at the start
         mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query_QHD.device)
@@ -49,8 +49,9 @@ def _attend(query_QHD, key_KGD, value_KGD, softmax_scale: float):
     return out_1HQD[0].transpose(0, 1)
 
 
-def _trim(query_start: int, query_stop: int, key_start: int, key_stop: int) -> tuple[int, int, int, int]:
+def _trim(span: Span) -> Span:
     """The span without its leading queries that see no key (more queries than keys)."""
+    query_start, query_stop, key_start, key_stop = span
     return max(query_start, query_stop - (key_stop - key_start)), query_stop, key_start, key_stop
 
 

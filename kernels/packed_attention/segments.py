@@ -7,6 +7,7 @@ segment whose keys run from the document's start to the overlap's stop.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -61,7 +62,7 @@ class Segments:
         costs one synchronisation here.
         """
         borders = cu_seqlens.tolist()
-        spans = [(start, stop, start, stop) for start, stop in zip(borders, borders[1:], strict=False)]
+        spans = [(start, stop, start, stop) for start, stop in pairwise(borders)]
         return cls.from_spans(spans, cu_seqlens.device)
 
     @classmethod
@@ -75,7 +76,7 @@ class Segments:
         borders = cu_seqlens.tolist()
         spans, offset = [], 0
         for chunk_start, chunk_stop in chunks:
-            for start, stop in zip(borders, borders[1:], strict=False):
+            for start, stop in pairwise(borders):
                 first, last = max(start, chunk_start), min(stop, chunk_stop)
                 if first < last:
                     local = offset + first - chunk_start

@@ -16,9 +16,8 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
-
 from osim_kernels.packed_attention.segments import Segments
+from torch.nn.attention.varlen import varlen_attn
 
 CAUSAL = (-1, 0)  # unbounded to the left, nothing to the right
 
@@ -61,7 +60,7 @@ def runs(segments: Segments, num_queries: int, num_keys: int):
         key_spans.append((num_keys, num_keys))
     key_borders = list(accumulate((stop - start for start, stop in key_spans), initial=0))
     spans_from = zip(key_spans, key_borders, strict=False)
-    tiled = all(start == border or start == stop for (start, stop), border in spans_from)
+    tiled = all(start in (border, stop) for (start, stop), border in spans_from)
     rows_K = None
     if not (tiled and key_borders[-1] == num_keys):
         rows_K = torch.cat([torch.arange(start, stop) for start, stop in key_spans]).to(device)

@@ -5,4 +5,6 @@ from liger_kernel.ops.swiglu import LigerFusedGateUpSiLUMulFunction
 
 
 def swiglu_liger(gate_up: torch.Tensor) -> torch.Tensor:
-    return LigerFusedGateUpSiLUMulFunction.apply(gate_up)
+    # liger-kernel 0.8.5 returns a flattened gradient, which autograd refuses for anything but two dimensions
+    flat = gate_up.reshape(-1, gate_up.shape[-1])
+    return LigerFusedGateUpSiLUMulFunction.apply(flat).reshape(*gate_up.shape[:-1], -1)

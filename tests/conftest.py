@@ -1,0 +1,24 @@
+"""Fixtures every test folder shares: fixed seeds, and memory that is NaN until somebody writes it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Same random tensors in every run and whatever the order of the tests."""
+    torch.manual_seed(1234)
+
+
+@pytest.fixture
+def poisoned_empty():
+    """torch.empty and its kin return NaN (floats) or the largest value (integers) instead of stale memory, so a
+    kernel that leaves an output unwritten or reads scratch before writing it fails its comparison."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
