@@ -1,0 +1,45 @@
+"""Dispatcher of the benchmarks: `python -m benchmarks NAME [ARGS]` runs benchmarks/NAME.py's `main(ARGS)`.
+
+Without a name, or with one that does not exist, lists what there is and exits 2. Results go to
+benchmarks/results/NAME.jsonl through benchmarks/ledger.py.
+"""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+NOT_BENCHMARKS = {"__init__", "__main__", "ledger"}
+
+
+def benchmarks() -> dict[str, str]:
+    """name -> first line of its docstring, read without importing it."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        if path.stem not in NOT_BENCHMARKS:
+            docstring = ast.get_docstring(ast.parse(path.read_text()))
+            found[path.stem] = docstring.splitlines()[0] if docstring else ""
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """Run one benchmark; returns the exit status."""
+    known = benchmarks()
+    if not argv or argv[0] not in known:
+        wrong = f"no benchmark {argv[0]!r}; " if argv else ""
+        print(f"{wrong}usage: python -m benchmarks NAME [ARGS]", file=sys.stderr)
+        for name, line in known.items():
+            print(f"  {name:<10} {line}", file=sys.stderr)
+        return 2
+    name, *arguments = argv
+    try:
+        importlib.import_module(f"benchmarks.{name}").main(arguments)
+    except ValueError as error:
+        print(f"benchmarks {name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
