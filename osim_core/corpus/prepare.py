@@ -43,7 +43,7 @@ VERSION = 1  # raise it when the same inputs give other shards
 SEED = 1234  # of the split; the training seed must not move people between train and validation
 CHUNK = 256  # conversations rendered at a time
 SMALL_SOURCE = 2_000  # rows; a user's source up to this size is held in memory, so that its split is exact
-TOKENIZER_CHARACTERS = 20_000_000  # per source, from its beginning; a BPE hardly changes beyond that
+TOKENIZER_CHARACTERS = 2_000_000  # per source, from its beginning; 4,096 tokens need no more
 BASELINE_TOKENS = 4_000_000  # loss tokens per source that the n-gram baselines count
 
 Report = Callable[[str, int, int], None]  # stage, done, total

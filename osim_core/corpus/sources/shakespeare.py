@@ -34,7 +34,7 @@ ROMANS = {
     "9": "IX",
     "10": "X",
 }
-DIRECTION = re.compile(r"[\[{][^\]]{0,600}\]")
+DIRECTION = re.compile(r"[\[{][^\]}]{0,600}[\]}]")  # the brackets of a few are of two kinds
 CAPITALS = re.compile(r"[A-Z][A-Z '&-]*(?:[.,] ?[A-Z][A-Z '&-]*)*")
 LABEL = re.compile(
     rf"(?P<name>{CAPITALS.pattern}|[A-Z][A-Za-z]*\.?(?: (?:and )?[A-Z][A-Za-z]*){{0,2}})(?P<dot>[.:]?)\s*"
@@ -167,10 +167,11 @@ def _names(play: str, front: list[str], body: list[str]) -> dict[str, str]:
             labels[label["name"].rstrip(".")] += 1
     names = {}
     for label, count in labels.items():
-        shouted = label.isupper()
-        if not shouted and count < 2 and not _expand(label, cast):
+        parts = [part.strip(" .") for part in label.split(" and ")]  # "Ros. and Guil."
+        known = [LABELS.get(play, {}).get(_title(part)) or _expand(part, cast) for part in parts]
+        if not label.isupper() and count < 2 and None in known:
             continue  # a short verse line such as "So, proceed you."
-        names[label] = LABELS.get(play, {}).get(_title(label)) or _expand(label, cast) or _title(label)
+        names[label] = " and ".join(name or _title(part) for name, part in zip(known, parts, strict=True))
     return names
 
 
