@@ -192,7 +192,7 @@ def _split_at_turns(
     lengths = shards.lengths[documents].astype(np.int64)
     base = np.cumsum(lengths) - lengths
     turns, turn_counts = shards.ragged("turn_starts", documents)
-    turns = turns + np.repeat(base, turn_counts)
+    turns = np.concatenate([[-1], turns + np.repeat(base, turn_counts)])
     spans, span_counts = shards.ragged("loss_spans", documents)
     spans = spans + np.repeat(base, span_counts)
 
@@ -200,7 +200,7 @@ def _split_at_turns(
     active, start = np.arange(len(documents)), np.zeros(len(documents), np.int64)
     while len(active):
         limit = start + capacity
-        border = np.concatenate([[-1], turns])[np.searchsorted(turns, base[active] + limit, side="right")]
+        border = turns[np.searchsorted(turns, base[active] + limit, side="right") - 1]
         border -= base[active]
         # a border less than 2 tokens on would be a piece without a target
         cut = np.where(border - start >= 2, border, limit)

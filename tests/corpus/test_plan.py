@@ -1,7 +1,9 @@
 """A plan covers exactly what mix and policy declare, for any lengths, and is stored once."""
 
 import itertools
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -213,3 +215,20 @@ def test_user_errors_are_named(corpus, tmp_path, change, message):
     _, shards = corpus
     with pytest.raises(ValueError, match=message):
         open_plan(tmp_path, shards, **{"sequence_length": 64} | DEFAULTS | change)
+
+
+def test_of_many_that_start_together_one_builds(corpus, tmp_path, monkeypatch):
+    _, shards = corpus
+    built = []
+
+    def build(*args, **kwargs):
+        built.append(1)
+        time.sleep(0.2)
+        return build_plan(*args, **kwargs)
+
+    monkeypatch.setattr(plan_module, "build_plan", build)
+    with ThreadPoolExecutor(4) as pool:  # the lock is a file's, so threads stand for processes
+        plans = list(
+            pool.map(lambda _: open_plan(tmp_path, shards, sequence_length=64, **DEFAULTS), range(4))
+        )
+    assert len(built) == 1 and len({len(plan) for plan in plans}) == 1
