@@ -89,8 +89,9 @@ class TrainConfig:
     global_batch_rows: int  # packed rows per optimizer step over all data-parallel ranks
     precision: Literal["fp32", "bf16", "fp8"] = "bf16"
     evaluate_every: int = 50
-    evaluate_rows: int = 16
-    log_every: int = 1
+    evaluate_rows: int = 16  # of the validation split, always the same ones
+    final_evaluate_rows: int = 1024  # after the last step
+    progress_every: int = 1  # lines of progress where the output is not a terminal; metrics.jsonl gets every step
     seed: int = 1234
     on_non_finite: Literal["stop", "skip"] = "stop"
     device_peak_tflops: float | None = None  # for MFU; None measures a matmul on this device at start

@@ -90,7 +90,7 @@ def tiny_cpu() -> MidtrainConfig:
         data=DataConfig(sequence_length=512),
         layout=LayoutConfig(tensor=2, sequence_parallel=True),
         optimizer=OptimizerConfig(learning_rate=4e-3, min_learning_rate=1e-4, warmup_steps=20, weight_decay=0.1),
-        train=TrainConfig(steps=300, global_batch_rows=8, precision="fp32", evaluate_every=50, log_every=10),
+        train=TrainConfig(steps=300, global_batch_rows=8, precision="fp32", evaluate_every=50, progress_every=10),
         checkpoint=CheckpointConfig(save_every=100),
     )
 
@@ -104,7 +104,7 @@ def smollm2_135m_cpu() -> MidtrainConfig:
         layout=LayoutConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2),
         train=TrainConfig(
-            steps=20, global_batch_rows=2, precision="fp32", evaluate_every=10, evaluate_rows=8, log_every=1
+            steps=20, global_batch_rows=2, precision="fp32", evaluate_every=10, evaluate_rows=8, final_evaluate_rows=32
         ),
         checkpoint=CheckpointConfig(save_every=20, keep=1),
     )

@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 
 from osim_core.checkpoint.hf import unwrap
-from osim_core.config import LayoutConfig, ModelConfig, to_dict
+from osim_core.config import LayoutConfig, ModelConfig, from_dict, to_dict
 from osim_core.update.learner import Learner
 
 FORMAT = 1
@@ -51,6 +51,28 @@ def model_state(chunks: list[torch.nn.Module]) -> dict:
     """The sharded state of the model alone; keys name global layers, so any layout can read it."""
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
     return {name: unwrap(chunk).sharded_state_dict(metadata=CONTENT) for name, chunk in zip(names, chunks, strict=True)}
+
+
+def read_model(checkpoint: Path) -> tuple[ModelConfig, str]:
+    """The model that a checkpoint holds and the precision it was trained in."""
+    description = read_description(checkpoint)
+    return from_dict(ModelConfig, description["model"], where=str(checkpoint / "osim.json")), description["precision"]
+
+
+def save_model(chunks: list[torch.nn.Module], model: ModelConfig, precision: str, checkpoint: Path) -> None:
+    """Write weights alone as the checkpoint folder `checkpoint`, step 0. Collective. Raises ValueError if it exists."""
+    if checkpoint.exists():
+        raise ValueError(f"{checkpoint}: already exists; choose another name or remove it")
+    partial = checkpoint.with_name(f".{checkpoint.name}.partial")
+    dist.barrier()  # every rank has looked
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(model_state(chunks), str(partial), content_metadata=CONTENT)
+    if dist.get_rank() == 0:
+        _publish(partial, checkpoint, _description(model, precision, step=0))
+    dist.barrier()
 
 
 def load_model(chunks: list[torch.nn.Module], model: ModelConfig, checkpoint: Path) -> int:
@@ -97,8 +119,8 @@ class CheckpointStore:
         request: AsyncRequest = dist_checkpointing.save(
             state, str(partial), async_sharded_save=True, async_strategy="mcore", content_metadata=CONTENT
         )
-        description = {"format": FORMAT, "step": step, "model": to_dict(model), "layout": _ranks(layout)}
-        request.add_finalize_fn(lambda: self._publish(partial, final, description))
+        description = {**_description(model, learner.train.precision, step), "layout": _ranks(layout)}
+        request.add_finalize_fn(lambda: self._finish(partial, final, description))
         if self.asynchronous:
             self.queue.schedule_async_request(request)
             self.pending = step
@@ -146,16 +168,25 @@ class CheckpointStore:
             _restore_rng(state["rng"])
         return description["step"]
 
-    def _publish(self, partial: Path, final: Path, description: dict) -> None:
+    def _finish(self, partial: Path, final: Path, description: dict) -> None:
         """Make a finished save visible, then drop the oldest. Runs on every rank after all have written."""
         if dist.get_rank() == 0:
-            (partial / "osim.json").write_text(json.dumps(description, indent=1))
-            for path in (*partial.iterdir(), partial):
-                _fsync(path)
-            partial.rename(final)
-            _fsync(self.folder)
+            _publish(partial, final, description)
             for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
                 shutil.rmtree(old)
+
+
+def _publish(partial: Path, final: Path, description: dict) -> None:
+    """Give a complete folder its name; afterwards it survives a power cut."""
+    (partial / "osim.json").write_text(json.dumps(description, indent=1))
+    for path in (*partial.iterdir(), partial):
+        _fsync(path)
+    partial.rename(final)
+    _fsync(final.parent)
+
+
+def _description(model: ModelConfig, precision: str, step: int) -> dict:
+    return {"format": FORMAT, "step": step, "precision": precision, "model": to_dict(model)}
 
 
 def _ranks(layout: LayoutConfig) -> dict:

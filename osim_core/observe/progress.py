@@ -84,6 +84,22 @@ class Progress:
             self._bar.stop()
 
 
+class Stages:
+    """Progress of the work before the first step: call it with (stage, done, total). One line a stage, rank 0 only."""
+
+    def __init__(self, enabled: bool, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._enabled = enabled
+        self._shown: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        due = stage not in self._shown or done == total or now - self._shown[stage] > 5.0
+        if self._enabled and due:
+            self._shown[stage] = now
+            self._console.print(f"prepare {stage}: {done:,}/{total:,}", markup=False)
+
+
 def format_duration(seconds: float) -> str:
     """90 -> "1:30", 5400 -> "1:30:00", 200000 -> "2d 7:33:20"."""
     whole = round(seconds)

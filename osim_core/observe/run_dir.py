@@ -87,6 +87,21 @@ class RunDirectory:
             raise ValueError(f"{file}: line {error.lineno}: not valid JSON ({error.msg})") from None
         return from_dict(kind, values, where=str(file))
 
+    def check_resumable(self, config: Any, same: tuple[str, ...]) -> None:
+        """Refuse to go on with another config: the sections named in `same` must be what this run started with.
+
+        Raises ValueError naming the first key that differs. Other sections (layout, say) may change.
+        """
+        stored = json.loads((self.path / "config.json").read_text())
+        wanted = json.loads(json.dumps(to_dict(config)))
+        for section in same:
+            for key, value in wanted[section].items():
+                if stored.get(section, {}).get(key) != value:
+                    raise ValueError(
+                        f"{self.path}: started with {section}.{key} = {stored.get(section, {}).get(key)!r}, asked to "
+                        f"resume with {value!r}; resume with the old value or start a new run"
+                    )
+
     def write_summary(self, values: dict[str, Any]) -> None:
         """Write summary.json (final metrics and the asserted outcome) on rank 0; other ranks do nothing."""
         if is_rank_zero():

@@ -29,20 +29,20 @@ class _GatherRow(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local_LGD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
         ctx.group = group
-        size, chunk = group.size(), local_LGD.shape[0] // 2
-        ranked = local_LGD.new_empty((size, 2, chunk, *local_LGD.shape[1:]))
+        ranked = local_LGD.new_empty((group.size() * local_LGD.shape[0], *local_LGD.shape[1:]))
         dist.all_gather_into_tensor(ranked, local_LGD.contiguous(), group=group)
         # chunk c of the row is the first half of rank c, or the second half of rank 2n-1-c
+        ranked = ranked.unflatten(0, (group.size(), 2, -1))
         return torch.cat([ranked[:, 0], ranked[:, 1].flip(0)]).flatten(0, 1)
 
     @staticmethod
     def backward(ctx, grad_TGD: torch.Tensor):
         size = ctx.group.size()
         chunks = grad_TGD.unflatten(0, (2 * size, -1))
-        ranked = torch.stack([chunks[:size], chunks[size:].flip(0)], dim=1).contiguous()
-        local = ranked.new_empty((1, *ranked.shape[1:]))
+        ranked = torch.stack([chunks[:size], chunks[size:].flip(0)], dim=1).flatten(0, 2).contiguous()
+        local = ranked.new_empty((ranked.shape[0] // size, *ranked.shape[1:]))
         dist.reduce_scatter_tensor(local, ranked, group=ctx.group)
-        return local.flatten(0, 2), None
+        return local, None
 
 
 def gather_row(local_LGD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -10,18 +10,23 @@ from osim_core.config import LayoutConfig, ModelConfig
 from osim_core.parallel import device
 
 
+def model_ranks(layout: LayoutConfig) -> int:
+    """Ranks that one copy of the model needs."""
+    return layout.tensor * layout.pipeline * layout.context
+
+
 def check_layout(layout: LayoutConfig, model: ModelConfig, world_size: int, rows: int, sequence_length: int) -> int:
     """Validate a layout against a world size and a model; returns the data-parallel size.
 
     Raises ValueError naming the numbers that do not divide and what to change.
     """
-    model_ranks = layout.tensor * layout.pipeline * layout.context
-    if world_size % model_ranks:
+    if world_size % model_ranks(layout):
         raise ValueError(
             f"layout: world size {world_size} is not a multiple of tensor {layout.tensor} x pipeline "
-            f"{layout.pipeline} x context {layout.context} = {model_ranks}; change --nproc-per-node or --layout.*"
+            f"{layout.pipeline} x context {layout.context} = {model_ranks(layout)}; change --nproc-per-node or "
+            "--layout.*"
         )
-    data = world_size // model_ranks
+    data = world_size // model_ranks(layout)
     stages = layout.pipeline * layout.virtual_pipeline
     divisions = (
         ("model.num_heads", model.num_heads, "layout.tensor", layout.tensor),

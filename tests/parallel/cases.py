@@ -39,7 +39,7 @@ def make_learner(model: ModelConfig, layout: LayoutConfig, rows: int, precision:
     learner = Learner(
         model,
         layout,
-        OptimizerConfig(learning_rate=learning_rate, schedule="constant"),
+        OptimizerConfig(learning_rate=learning_rate, schedule="constant", clip_norm=0.0),  # gradients as they are
         TrainConfig(steps=steps, global_batch_rows=rows, precision=precision),
         num_sources=3,
         dump=Path("unused"),

@@ -53,3 +53,20 @@ def _random_row(length: int, vocab_size: int, generator: torch.Generator, max_do
         sources_S=torch.tensor([i % 3 for i in range(len(lengths))] + [-1], dtype=torch.int32),
         documents_S=torch.tensor([*range(len(lengths)), -1]),
     )
+
+
+def merge_rows(first: PackedBatch, second: PackedBatch) -> PackedBatch:
+    """Two rows as one row twice as long."""
+
+    def both(name: str) -> torch.Tensor:
+        return torch.cat([getattr(first, name), getattr(second, name)])
+
+    return PackedBatch(
+        tokens_T=both("tokens_T"),
+        labels_T=both("labels_T"),
+        positions_T=both("positions_T"),
+        cu_seqlens=torch.cat([first.cu_seqlens, second.cu_seqlens[1:] + first.num_tokens]),
+        weights={name: torch.cat([weight, second.weights[name]]) for name, weight in first.weights.items()},
+        sources_S=both("sources_S"),
+        documents_S=both("documents_S"),
+    )

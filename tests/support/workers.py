@@ -5,11 +5,14 @@ exception on any rank is raised here with that rank's traceback.
 """
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+PATIENCE = 240  # seconds a rank may be silent; the first call imports megatron-core
 
 
 def free_port() -> int:
@@ -41,7 +44,7 @@ class Workers:
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")
         port = free_port()
-        self.pipes, self.processes = [], []
+        self.pipes, self.processes, self.alive = [], [], True
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, size, port, theirs))
@@ -53,17 +56,30 @@ class Workers:
         """Call `function(**arguments)` on every rank; returns the results in rank order."""
         for pipe in self.pipes:
             pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self.pipes):
-            if not pipe.poll(240):
-                raise TimeoutError(f"rank {rank} of {len(self.pipes)} did not answer within 240 s")
-            answers.append(pipe.recv())
-        for rank, (fine, answer) in enumerate(answers):
-            if not fine:
-                raise RuntimeError(f"rank {rank}:\n{answer}")
-        return [answer for _, answer in answers]
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self.pipes):
+            waiting = {pipe: rank for rank, pipe in enumerate(self.pipes) if rank not in answers}
+            ready = multiprocessing.connection.wait(waiting, timeout=PATIENCE)
+            if not ready:
+                self.kill()
+                raise TimeoutError(f"ranks {sorted(waiting.values())} did not answer within {PATIENCE} s")
+            for pipe in ready:
+                fine, answers[waiting[pipe]] = pipe.recv()
+                if not fine:  # its peers may wait for it inside a collective for ever
+                    self.kill()
+                    raise RuntimeError(f"rank {waiting[pipe]}:\n{answers[waiting[pipe]]}")
+        return [answers[rank] for rank in range(len(self.pipes))]
+
+    def kill(self) -> None:
+        """End the ranks at once; the group cannot be used again."""
+        for process in self.processes:
+            process.kill()
+        self.alive = False
 
     def close(self) -> None:
+        """Let the ranks finish."""
+        if not self.alive:
+            return
         for pipe in self.pipes:
             pipe.send(None)
         for process in self.processes:
