@@ -180,7 +180,9 @@ def _targets_in(targets_B: torch.Tensor, columns: slice) -> tuple[torch.Tensor, 
 def _over_ranks(maximum_N, sum_N, moment_N, target_N, group):
     """Each rank's statistics as statistics of the whole vocabulary, in one all-gather; every rank gets equal bits."""
     mine_4N = torch.stack((maximum_N, sum_N, moment_N, target_N))
-    everyone = mine_4N.new_empty(dist.get_world_size(group) * 4, mine_4N.shape[1])  # gloo wants the ranks' rows stacked
+    everyone = mine_4N.new_empty(
+        dist.get_world_size(group) * 4, mine_4N.shape[1]
+    )  # gloo wants the ranks' rows stacked
     dist.all_gather_into_tensor(everyone, mine_4N, group=group)
     maximum_WN, sum_WN, moment_WN, target_WN = everyone.unflatten(0, (-1, 4)).unbind(1)
     maximum_N = maximum_WN.amax(dim=0)
