@@ -57,6 +57,8 @@ def pack_documents(lengths_N: ArrayLike, capacity: int) -> PackedRows:
     Raises ValueError naming the first document that is empty or longer than a row.
     """
     lengths_N = _integers(lengths_N, "lengths")
+    if lengths_N.ndim != 1:
+        raise ValueError(f"lengths: expected one dimension, got {lengths_N.ndim}")
     row_offsets, documents = _native.pack(lengths_N, capacity)
     return PackedRows(
         row_offsets=row_offsets,
@@ -71,7 +73,8 @@ def balance_rows(loads_R2: ArrayLike, groups: int) -> np.ndarray:
 
     loads_R2: integers [R, 2]; tokens (linear work) and the sum of squared document lengths (attention work) of
     each row. Each column counts as a share of its total; rows are dealt largest first to the least loaded rank
-    with a place left (Graham 1969, longest processing time). A pure function of the loads.
+    with a place left (Graham 1969, longest processing time), then the heaviest rank swaps single rows with
+    lighter ones while that helps. A pure function of the loads.
     Raises ValueError if the groups do not divide the rows.
     """
     loads_R2 = _integers(loads_R2, "loads").astype(np.int64, copy=False)
