@@ -10,7 +10,7 @@ sampling stops before it, so a model never has to write it.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -23,22 +23,21 @@ PROBES = ("a", "Two words.", "caf\u00e9 \u732b 12", "line\nline", "ends here\n",
 
 class Renderer:
     """Renders conversations with one tokenizer in one chat format ("template": the tokenizer's own; "chatml").
-
-    end_of_turn  id of the token that ends an assistant turn: sampling stops there
+    Raises ValueError for a tokenizer that lacks what the format needs.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_format: str = "template") -> None:
         self.tokenizer = tokenizer
         self._format, self._chatml = choose_format(tokenizer, chat_format)
+        self._plain = ChatML()
         self._markup = lru_cache(maxsize=4096)(tokenizer.encode_markup)
         self._checked: set[tuple[Frame, bool]] = set()
-        self._generation_prompt = self._markup(
-            ChatML().generation_prompt() if self._chatml else self._format.generation_prompt()
-        )
-        frame = self._frames(
-            Conversation("probe", "probe", (Message("user", "u"), Message("assistant", "a")), "")
-        )[-1]
-        self.end_of_turn = int(self._markup(frame.after)[0])
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """Id of the token that ends an assistant turn; sampling stops there."""
+        probe = (Message("user", "u"), Message("assistant", "a"))
+        return int(self._markup(self._frames(Conversation("probe", "probe", probe, ""))[-1].after)[0])
 
     def render(self, conversations: Sequence[Conversation]) -> list[RenderedDocument]:
         """Token documents in the same order.
@@ -61,11 +60,12 @@ class Renderer:
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """int32 ids of `messages` followed by the header of an assistant turn, ready to be continued."""
         document = self.render([Conversation("prompt", "prompt", tuple(messages), "")])[0]
-        return np.concatenate([document.tokens, self._generation_prompt])
+        format_ = self._plain if self._chatml else self._format
+        return np.concatenate([document.tokens, self._markup(format_.generation_prompt())])
 
     def _frames(self, conversation: Conversation) -> list[Frame]:
         plain = all(message.role != "tool" for message in conversation.messages)
-        format_ = ChatML() if self._chatml and plain else self._format
+        format_ = self._plain if self._chatml and plain else self._format
         frames = format_.frames(conversation)
         for message, frame in zip(conversation.messages, frames, strict=True):
             trained = message.role == "assistant"
@@ -76,6 +76,11 @@ class Renderer:
     def _check(self, frame: Frame, trained: bool, where: str) -> None:
         """The borders of a frame must be token borders, and an assistant turn must end in a special token."""
         before, after = self._markup(frame.before), self._markup(frame.after)
+        if trained and (len(after) == 0 or int(after[0]) not in self.tokenizer.specials.values()):
+            raise ValueError(
+                f"{where}: the chat template ends an assistant turn with {frame.after!r}, which does not begin with "
+                "a special token, so a model could not learn to stop; use a template with an end-of-turn token"
+            )
         for probe, content in zip(PROBES, self.tokenizer.encode_batch(PROBES), strict=True):
             whole = self.tokenizer.encode_markup(frame.before + probe + frame.after)
             if not np.array_equal(whole, np.concatenate([before, content, after])):
@@ -83,11 +88,6 @@ class Renderer:
                     f"{where}: the tokenizer merges {probe!r} with the chat markup around it, so turns have no token "
                     "borders; use a tokenizer with special tokens at the ends of turns"
                 )
-        if trained and (len(after) == 0 or int(after[0]) not in self.tokenizer.specials.values()):
-            raise ValueError(
-                f"{where}: the chat template ends an assistant turn with {frame.after!r}, which does not begin with "
-                "a special token, so a model could not learn to stop; use a template with an end-of-turn token"
-            )
         self._checked.add((frame, trained))
 
     def _assemble(self, conversation: Conversation, frames: list[Frame], ids) -> RenderedDocument:

@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 import tokenizers
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 
 from osim_core.corpus.durable import write_durably
 
@@ -123,12 +125,15 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path) -> None:
         self.where = path
+        proto = sentencepiece_model_pb2.ModelProto()
         try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
+            proto.ParseFromString(path.read_bytes())
+            # Turns are encoded one by one, so none of them may get the space that starts a text.
+            proto.normalizer_spec.add_dummy_prefix = False
+            proto.normalizer_spec.remove_extra_whitespaces = False
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except (DecodeError, RuntimeError) as error:
             raise ValueError(f"{path}: not a readable sentencepiece model ({error})") from error
-        # Turns are encoded one by one, so none of them may get the space that starts a text.
-        self._model.override_normalizer_spec(add_dummy_prefix=False, remove_extra_whitespaces=False)
         self.vocab_size = self._model.get_piece_size()
         self.specials = {}
         for token in (TURN_START, TURN_END, TEXT_END):
