@@ -7,12 +7,13 @@ Contenders, each single-threaded, warm page cache, synthetic documents (lognorma
   megatron      megatron.core GPTDataset with inter_document_masking: fixed rows cut anywhere, cu_seqlens, mask of ones
   megatron-raw  the same without document borders; attention would cross documents
   litdata       StreamingDataset with TokensLoader: fixed blocks of tokens, nothing else
-"documents cut" is the share that a row border tears apart. Only osim honours loss spans; litdata's figure is little more
-than a view of the map, before any label, position or border is made. Passes alternate; CPU seconds (all threads) are the
-robust figure on a shared machine, wall seconds are reported beside them.
+"documents cut" is the share that a row border tears apart. Only osim honours loss spans; litdata's figure is little
+more than a view of the map, before any label, position or border is made. Passes alternate; CPU seconds (all threads)
+are the robust figure on a shared machine, wall seconds and the load average are recorded beside them.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
             **{f"tokens_per_cpu_second_p{q}": float(v) for q, v in zip((20, 50, 80), cpu, strict=True)},
             **{f"tokens_per_second_p{q}": float(v) for q, v in zip((20, 50, 80), wall, strict=True)},
             "documents_cut": cut[name],
+            "load_average": os.getloadavg()[0],
         }
         case = {
             "loader": name,
