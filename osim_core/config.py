@@ -25,7 +25,7 @@ class ModelConfig:
     vocab_size: int  # rows of the embedding; may exceed the tokenizer's vocabulary, never fall short of it
     max_position_embeddings: int
     rope_theta: float
-    rope_scaling: dict[str, Any] | None = None  # as in a Hugging Face config: linear, dynamic-free llama3, yarn
+    rope_scaling: dict[str, float | str] | None = None  # as in a Hugging Face config: linear, llama3 or yarn
     norm_eps: float = 1e-6
     qk_norm: bool = False
     tied_embeddings: bool = False

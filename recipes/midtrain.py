@@ -49,9 +49,15 @@ class Command:
 def main() -> None:
     commands = {name: Command(config) for name, config in CONFIGS.items()}
     choice = tyro.extras.subcommand_type_from_defaults(commands, sort_subcommands=False)
-    command = tyro.cli(
-        choice, description=__doc__, console_outputs=layout.rank() == 0, config=(tyro.conf.FlagConversionOff,)
+    command, unknown = tyro.cli(
+        choice,
+        description=__doc__,
+        console_outputs=layout.rank() == 0,
+        return_unknown_args=True,
+        config=(tyro.conf.FlagConversionOff,),
     )
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]}; `recipes/midtrain.py {command.config.name} --help` lists them")
     if command.dry_run:
         report = dry_run(command.config, command.dry_run)
         Console().print(report.table())

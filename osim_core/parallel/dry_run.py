@@ -225,8 +225,8 @@ def _advice(config: MidtrainConfig, world_size: int, limit: float) -> list[str]:
     """The smallest sets of layout changes that fit this world size and this memory, cheapest knobs first."""
     layout = config.layout
     knobs: dict[str, dict[str, Any]] = {
-        "distributed-optimizer": {"distributed_optimizer": True},
-        "sequence-parallel": {"sequence_parallel": True},
+        "distributed-optimizer True": {"distributed_optimizer": True},
+        "sequence-parallel True": {"sequence_parallel": True},
         "recompute selective": {"recompute": "selective"},
         f"tensor {2 * layout.tensor}": {"tensor": 2 * layout.tensor},
         f"context {2 * layout.context}": {"context": 2 * layout.context},

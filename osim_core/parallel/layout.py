@@ -48,7 +48,7 @@ def check_layout(layout: LayoutConfig, model: ModelConfig, world_size: int, rows
             f"context {layout.context} and sequence parallelism over {layout.tensor} ranks ask for"
         )
     if layout.sequence_parallel and layout.tensor == 1:
-        raise ValueError("layout: sequence_parallel needs tensor > 1; set --layout.no-sequence-parallel")
+        raise ValueError("layout: sequence_parallel needs tensor > 1; set --layout.sequence-parallel False")
     if layout.virtual_pipeline > 1 and layout.pipeline == 1:
         raise ValueError("layout: virtual_pipeline needs pipeline > 1")
     if layout.virtual_pipeline > 1 and (rows // data) % layout.pipeline:

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_said_with_a_change_that_does(elsewhere):
     report: DryRunReport = elsewhere(dry_run, greedy, 8)
     assert not report.fits
     assert "DOES NOT FIT" in report.summary() and "optimizer 91.5 GiB" in report.summary()
-    assert "--layout.distributed-optimizer --layout.recompute full" in report.advice[0]
+    assert "--layout.distributed-optimizer True --layout.recompute full" in report.advice[0]
     mended = replace(greedy, layout=LayoutConfig(distributed_optimizer=True, recompute="full"))
     assert elsewhere(dry_run, mended, 8).fits
     assert not elsewhere(dry_run, mended, 8, 40.0).fits  # the same on a 40 GiB device
