@@ -179,3 +179,11 @@ def test_manifest_errors_are_one_line(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
         ShardSet.open(tmp_path, "train")
+
+
+def test_open_shards_hold_no_file_descriptors(tmp_path):
+    write_shards(tmp_path, make_documents(60), max_documents=3)
+    before = len(os.listdir("/proc/self/fd"))
+    shards = ShardSet.open(tmp_path, "train")
+    assert len(shards.shards) == 20
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
