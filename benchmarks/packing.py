@@ -2,10 +2,10 @@
 
     python -m benchmarks packing [--documents 200000] [--repeats 5] [--capacities 2048 8192 16384 32768]
 
-Lengths are drawn like a corpus of conversations: log-normal around a mean of 467 tokens, cut to [8, capacity]. TRL is run
-as it comes (it packs each 1,000 documents by themselves) and with one global batch. What is timed differs in TRL's
-disfavour and cannot be separated through its public interface: it also moves the tokens into their rows (one-byte tokens
-here, to keep that small), while osim_core only decides which document goes where and reads tokens later from a memory map.
+Lengths are drawn like a corpus of conversations: log-normal around a mean of 467 tokens, cut to [8, capacity].
+TRL is run as it comes (it packs each 1,000 documents by themselves) and with one global batch. The comparison is not
+even: TRL also moves the tokens into their rows (one-byte tokens here, to keep that small), while osim_core decides
+which document goes where and reads the tokens later from a memory map; TRL's public interface cannot separate the two.
 """
 
 import argparse
@@ -82,7 +82,9 @@ def trl_packer(lengths_N: np.ndarray, capacity: int, batch_size: int) -> Callabl
     datasets.disable_caching()
     datasets.disable_progress_bars()
     settings = {"batch_size": batch_size, "keep_in_memory": True}
-    pack_dataset(dataset.select(range(min(1_000, len(dataset)))), capacity, strategy="bfd", map_kwargs=settings)  # warm up
+    pack_dataset(
+        dataset.select(range(min(1_000, len(dataset)))), capacity, strategy="bfd", map_kwargs=settings
+    )  # warm up
     return lambda: len(pack_dataset(dataset, capacity, strategy="bfd", map_kwargs=settings))
 
 

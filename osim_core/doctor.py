@@ -156,7 +156,9 @@ def nvcc() -> Check:
         return Check(False, "nvcc", "not on PATH; the CUDA toolkit has it. Not needed on a CPU")
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release ([\d.]+)", done.stdout)
-    return Check(release is not None, "nvcc", f"{release[1]} at {path}" if release else f"{path} does not run")
+    return Check(
+        release is not None, "nvcc", f"{release[1]} at {path}" if release else f"{path} does not run"
+    )
 
 
 def kernels(device: str) -> Iterator[Check]:
