@@ -87,9 +87,7 @@ class DryRunReport:
         table.add_row("parameters, counted", *(f"{r.parameters:,}" for r in self.ranks), end_section=True)
         for part in vars(self.ranks[0].memory):
             table.add_row(part, *(_size(getattr(rank.memory, part)) for rank in self.ranks))
-        table.add_row(
-            "memory", *(_size(rank.memory.total) for rank in self.ranks), style="bold", end_section=True
-        )
+        table.add_row("memory", *(_size(rank.memory.total) for rank in self.ranks), style="bold", end_section=True)
         for kind in dict.fromkeys(kind for rank in self.ranks for kind in rank.sent):
             table.add_row(f"sent per step: {kind}", *(_size(rank.sent.get(kind, 0)) for rank in self.ranks))
         return Group(Text(title, style="bold"), table, Text(self.summary()))
@@ -130,9 +128,7 @@ def dry_run(config: MidtrainConfig, world_size: int, device_memory_gib: float = 
     pipeline = config.layout.pipeline
     ranks = []
     for stage in sorted({0, pipeline // 2, pipeline - 1}):
-        rank = stage * (
-            world_size // pipeline
-        )  # pipeline is the outermost dimension of megatron-core's ranks
+        rank = stage * (world_size // pipeline)  # pipeline is the outermost dimension of megatron-core's ranks
         parameters = count_parameters(config, rank, world_size)
         expected, _ = stage_parameters(config, stage)
         assert parameters == expected, f"stage {stage}: {parameters} parameters built, {expected} by formula"
@@ -249,9 +245,7 @@ def _advice(config: MidtrainConfig, world_size: int, limit: float) -> list[str]:
                 fitting.append(f"{options} fits: {_size(size)}")
         if fitting:
             return fitting[:4]
-    return [
-        "no change of the layout fits at this world size; use more ranks or a shorter data.sequence_length"
-    ]
+    return ["no change of the layout fits at this world size; use more ranks or a shorter data.sequence_length"]
 
 
 def _size(count: float) -> str:

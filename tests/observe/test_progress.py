@@ -24,9 +24,7 @@ def test_a_log_file_gets_one_plain_line_every_so_often():
     lines = out.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["10/25", "20/25", "25/25"]
     assert "loss 4.2175  lr 1.00e-03  81,235 tok/s  MFU 43.2%" in lines[0]
-    assert (
-        "val" not in lines[0] and "val 4.5000" in lines[1] and "val 4.5000" in lines[2]
-    )  # the last reading stays
+    assert "val" not in lines[0] and "val 4.5000" in lines[1] and "val 4.5000" in lines[2]  # the last reading stays
     assert "ETA" in lines[0] and "ETA" not in lines[2]
     assert "\x1b" not in out.getvalue()
 

@@ -36,13 +36,9 @@ SMALL = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(
-    ("length", "gigaflops"), [(2048, 47.2), (8192, 52.7), (16_384, 59.9), (24_576, 67.2)]
-)
+@pytest.mark.parametrize(("length", "gigaflops"), [(2048, 47.2), (8192, 52.7), (16_384, 59.9), (24_576, 67.2)])
 def test_qwen3_8b_per_token_in_full_rows(length, gigaflops):
-    assert model_flops(QWEN3_8B, length, length**2, length) / length / 1e9 == pytest.approx(
-        gigaflops, abs=0.05
-    )
+    assert model_flops(QWEN3_8B, length, length**2, length) / length / 1e9 == pytest.approx(gigaflops, abs=0.05)
 
 
 def test_weights_of_a_small_model_by_hand():
@@ -64,9 +60,7 @@ def test_flops_equal_torchs_own_count_of_a_layer():
     head = torch.randn(10, 11, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         heads_HTD = (x @ q).view(tokens, 4, 6).transpose(0, 1)
-        keys_HTD, values_HTD = (
-            (x @ w).view(tokens, 2, 6).transpose(0, 1).repeat_interleave(2, 0) for w in (k, v)
-        )
+        keys_HTD, values_HTD = ((x @ w).view(tokens, 2, 6).transpose(0, 1).repeat_interleave(2, 0) for w in (k, v))
         scores_HTT = torch.bmm(heads_HTD, keys_HTD.transpose(1, 2)).softmax(-1)
         attended = torch.bmm(scores_HTT, values_HTD).transpose(0, 1).reshape(tokens, 24)
         hidden = attended @ o
@@ -80,9 +74,7 @@ def test_packing_changes_attention_and_only_attention():
     whole = model_flops(SMALL, 100, 100**2, 60)
     packed = model_flops(SMALL, 100, 4 * 25**2, 60)
     assert whole - packed == 6 * 3 * 4 * 6 * (100**2 - 4 * 25**2)
-    assert (
-        whole - model_flops(SMALL, 100, 100**2, 0) == 6 * 11 * 10 * 60
-    )  # the head runs where there is a loss
+    assert whole - model_flops(SMALL, 100, 100**2, 0) == 6 * 11 * 10 * 60  # the head runs where there is a loss
 
 
 def test_clock_counts_only_between_start_and_stop():

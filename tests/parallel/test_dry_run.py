@@ -59,9 +59,7 @@ SMOLLM2_135M = ModelConfig(
 PUBLISHED = [(QWEN3_8B, 2, 8_190_735_360), (SMOLLM2_135M, 3, 134_515_008)]
 
 
-def config(
-    model: ModelConfig, rows: int = 8, length: int = 64, precision: str = "bf16", **layout
-) -> MidtrainConfig:
+def config(model: ModelConfig, rows: int = 8, length: int = 64, precision: str = "bf16", **layout) -> MidtrainConfig:
     return MidtrainConfig(
         name="test",
         model=model,
@@ -89,9 +87,7 @@ def test_tensor_and_pipeline_ranks_add_up_to_the_model(elsewhere, model, tensor,
     """Norms are on every tensor rank, a tied embedding on both outer stages, everything else once."""
     split = config(model, tensor=tensor, pipeline=2, sequence_parallel=True)
     ranks = [elsewhere(count_parameters, split, rank, 2 * tensor) for rank in range(2 * tensor)]
-    norms = (
-        model.num_layers * (2 * model.hidden_size + 2 * model.head_dim * model.qk_norm) + model.hidden_size
-    )
+    norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim * model.qk_norm) + model.hidden_size
     twice = model.vocab_size * model.hidden_size if model.tied_embeddings else 0
     assert sum(ranks) == published + (tensor - 1) * norms + twice
 
@@ -181,9 +177,7 @@ def saved_bytes(wanted: MidtrainConfig) -> int:
 
         kept = []  # the graph stays alive, so no storage is freed and counted twice
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            kept.append(
-                chunk(batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=row, labels=None)
-            )
+            kept.append(chunk(batch.tokens_T[None], batch.positions_T[None], None, packed_seq_params=row, labels=None))
         return sum(storages.values())
     finally:
         parallel_state.destroy_model_parallel()
@@ -214,9 +208,7 @@ def test_memory_is_split_as_the_layout_says():
     unsharded = replace(whole, layout=LayoutConfig(distributed_optimizer=False))
     assert memory(unsharded, 8, 0, frozenset(), 8).optimizer == alone.optimizer
     single = replace(whole, train=replace(whole.train, precision="fp32"))
-    assert (
-        memory(single, 1, 0, frozenset(), 64).optimizer == 8 * 8_190_735_360
-    )  # weights are their own master
+    assert memory(single, 1, 0, frozenset(), 64).optimizer == 8 * 8_190_735_360  # weights are their own master
     with_sp = config(QWEN3_8B, rows=64, length=8192, tensor=4, sequence_parallel=True)
     without = config(QWEN3_8B, rows=64, length=8192, tensor=4)
     none = frozenset()
