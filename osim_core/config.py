@@ -42,6 +42,7 @@ class DataConfig:
     roles: dict[str, str] = field(default_factory=dict)  # data_source (or "prefix*") of paths -> corpus/roles.py name
     chat_format: Literal["template", "chatml"] = "template"  # the tokenizer's own, or plain ChatML regardless
     tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
+    tokenizer_vocab_size: int = 4096  # of a trained one
     sequence_length: int = 1024  # tokens in a packed row
     overlong: Literal["split", "truncate", "drop"] = "split"  # split cuts at turn borders
     validation_share: float = 0.05  # of participants (or plays, debates): held-out by speaker, not by row

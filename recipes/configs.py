@@ -87,10 +87,10 @@ def tiny_cpu() -> MidtrainConfig:
             qk_norm=True,
             tied_embeddings=True,
         ),
-        data=DataConfig(sequence_length=512),
+        data=DataConfig(tokenizer_vocab_size=1024, sequence_length=1024),
         layout=LayoutConfig(tensor=2, sequence_parallel=True),
         optimizer=OptimizerConfig(learning_rate=4e-3, min_learning_rate=1e-4, warmup_steps=20, weight_decay=0.1),
-        train=TrainConfig(steps=300, global_batch_rows=8, precision="fp32", evaluate_every=50, progress_every=10),
+        train=TrainConfig(steps=300, global_batch_rows=4, precision="fp32", evaluate_every=50, progress_every=10),
         checkpoint=CheckpointConfig(save_every=100),
     )
 

@@ -37,7 +37,7 @@ from osim_core.corpus.roles import RoleTable
 from osim_core.corpus.shards import ShardWriter
 from osim_core.corpus.sources import SOURCES, files
 from osim_core.corpus.split import Split, choose_held_out, rank, split_of
-from osim_core.corpus.tokenizer import CHATML_TEMPLATE, TRAINED_VOCAB_SIZE, Tokenizer
+from osim_core.corpus.tokenizer import CHATML_TEMPLATE, Tokenizer
 
 VERSION = 2  # raise it when the same inputs give other shards
 SEED = 1234  # of the split; the training seed must not move people between train and validation
@@ -123,7 +123,7 @@ class _Corpus:
             "files": [[str(path.resolve()), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
             "roles": self.data.roles,
             "validation_share": self.data.validation_share,
-            "tokenizer": self.tokenizer.fingerprint if self.tokenizer else f"trained {TRAINED_VOCAB_SIZE}",
+            "tokenizer": self.tokenizer.fingerprint if self.tokenizer else f"trained {self.data.tokenizer_vocab_size}",
             "chat_format": self.data.chat_format,
             "shard_documents": self.data.shard_documents,
         }
@@ -242,7 +242,7 @@ class _Corpus:
         if self.tokenizer is None:
             report("tokenizer", 0, 1)
             texts = self._training_texts(packaged, own_rows)
-            trained = tokenizers.train(texts, folder)
+            trained = tokenizers.train(texts, folder, self.data.tokenizer_vocab_size)
             report("tokenizer", 1, 1)
             return trained
         self.tokenizer.save(folder)

@@ -29,7 +29,6 @@ CHATML_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-TRAINED_VOCAB_SIZE = 4096
 SENTENCEPIECE_FILE = "tokenizer.model"  # as Hugging Face folders call it
 
 
@@ -205,7 +204,7 @@ def load(where: str | Path) -> Tokenizer:
     )
 
 
-def train(texts: Iterable[str], folder: Path, vocab_size: int = TRAINED_VOCAB_SIZE) -> Tokenizer:
+def train(texts: Iterable[str], folder: Path, vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) and save it as a Hugging Face folder.
 
     The same texts give the same file, byte for byte. Ids 0, 1, 2 are <|endoftext|>, <|im_start|>, <|im_end|>.
