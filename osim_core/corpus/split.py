@@ -6,7 +6,7 @@ out, and a conversation that quotes a held-out person in its user turns is left 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from osim_core.corpus.conversation import Conversation
@@ -43,9 +43,3 @@ def split_of(conversation: Conversation, held_out: frozenset[str]) -> Split | No
     if conversation.group in held_out:
         return "validation"
     return None if any(other in held_out for other in conversation.others) else "train"
-
-
-def count_splits(conversations: Iterable[Conversation], held_out: frozenset[str]) -> dict[str, int]:
-    """How many conversations each split gets, and how many are dropped."""
-    counts = Counter(split_of(c, held_out) or "dropped" for c in conversations)
-    return {name: counts[name] for name in ("train", "validation", "dropped")}
