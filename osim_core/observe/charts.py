@@ -75,7 +75,7 @@ def svg(chart: Chart) -> str:
             )
         form = "percent" if chart.percent else "tiny" if axes.get_ylim()[1] < 0.01 else "plain"
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, form)))
-        if chart.logarithmic and not any(value <= 0 for line in chart.lines for value in line.values):
+        if chart.logarithmic and _decades(chart.lines) > 1:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -122,6 +122,12 @@ def _draw(axes, line: Line, color: str) -> None:
         markersize=3.5,
         label=line.name,
     )
+
+
+def _decades(lines: Sequence[Line]) -> float:
+    """Powers of ten between the smallest and the largest finite value; 0 where some value is not positive."""
+    values = [value for line in lines for value in line.values if math.isfinite(value)]
+    return math.log10(max(values) / min(values)) if values and min(values) > 0 else 0.0
 
 
 def _tick(value: float, form: str) -> str:

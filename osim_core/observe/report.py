@@ -180,7 +180,7 @@ def _pairs(values: dict[str, Any]) -> str:
     plain = {key: value for key, value in values.items() if not (isinstance(value, dict) and value)}
     nested = {key: value for key, value in values.items() if key not in plain}
     tables = []
-    for title, pairs in {"": plain, **nested}.items():
+    for title, pairs in {"run": plain, **nested}.items():
         rows = (f"<tr><td>{html.escape(k)}</td><td>{html.escape(_text(v))}</td></tr>" for k, v in pairs.items())
         tables.append(f'<table><tr><th colspan="2">{html.escape(title)}</th></tr>{"".join(rows)}</table>')
     return f'<div class="tables">{"".join(tables)}</div>'

@@ -70,14 +70,15 @@ def model_flops(model: ModelConfig, tokens: int, squared_lengths: int, loss_toke
     return matrices + attention
 
 
-def measure_peak_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """TFLOP/s of the best of repeated square matmuls in this process on this device, within about `seconds`.
+def measure_peak_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """TFLOP/s of the fastest of repeated square matmuls in this process on this device, within about `seconds`.
 
-    It measures what one process reaches now (its own threads, other processes running), with n = 8,192 on
-    CUDA and 1,024 on a CPU, and is the MFU denominator where the data sheet has no number (laptops). It is
-    not a bound: on CUDA prefer the data sheet (`train.device_peak_tflops`: 989 for bf16 on an H100 SXM).
+    It measures what one process with its own threads reaches now, and is the MFU denominator where no data sheet gives
+    a number (laptops). n is 8,192 on CUDA; on a CPU 512, a few milliseconds, so that the fastest one falls between the
+    interruptions of a busy machine. On CUDA prefer the data sheet (`train.device_peak_tflops`: 989 for bf16 on an
+    H100 SXM).
     """
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 512
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     result = left @ right  # warm-up, outside the clock
