@@ -67,11 +67,10 @@ def svg(chart: Chart) -> str:
             axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
             axes.annotate(
                 f"{name} {level:.3g}",
-                (1, level),
+                (0.01, level),
                 (0, 2),
                 ("axes fraction", "data"),
                 "offset points",
-                ha="right",
             )
         form = "percent" if chart.percent else "tiny" if axes.get_ylim()[1] < 0.01 else "plain"
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, form)))
