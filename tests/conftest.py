@@ -1,7 +1,11 @@
-"""Fixtures every test folder shares: fixed seeds, and memory that is NaN until somebody writes it."""
+"""Fixtures every test folder shares: fixed seeds, memory that is NaN until somebody writes it, and groups of ranks,
+each started once, when a test first asks for it.
+"""
 
 import pytest
 import torch
+
+from tests.support.workers import Workers
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +26,18 @@ def poisoned_empty():
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.fixture(scope="session")
+def workers():
+    """workers(n) -> the session's group of n gloo ranks."""
+    groups: dict[int, Workers] = {}
+
+    def group(size: int) -> Workers:
+        if size not in groups or not groups[size].alive:
+            groups[size] = Workers(size)
+        return groups[size]
+
+    yield group
+    for started in groups.values():
+        started.close()
