@@ -26,6 +26,7 @@ from osim_core.corpus.prepare import prepare
 from osim_core.corpus.shards import ShardSet
 from osim_core.model.packaged import resolve
 from osim_core.observe.metrics import MetricsLog
+from osim_core.observe.opening import announce
 from osim_core.observe.outcome import midtrain_outcome
 from osim_core.observe.progress import Progress, Stages
 from osim_core.observe.run_dir import RunDirectory, is_rank_zero
@@ -33,6 +34,7 @@ from osim_core.observe.throughput import Clock, measure_peak_tflops
 from osim_core.parallel import launch, layout
 from osim_core.parallel.device import device
 from osim_core.parallel.dry_run import dry_run
+from osim_core.preflight import check_config, check_data
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,28 @@ def main() -> None:
         report = dry_run(command.config, command.dry_run)
         Console().print(report.table())
         raise SystemExit(0 if report.fits else 1)
-    ranks = layout.model_ranks(command.config.layout)
+    config = resolve(command.config)
+    ranks = layout.model_ranks(config.layout)
     processes = layout.world_size() if launch.under_torchrun() else max(ranks, torch.cuda.device_count())
-    check(command.config, processes)
+    check_config(config, processes)
+    if command.resume:
+        open_run(config, command)
+    folder = prepare(config.data, Stages(layout.rank() == 0))
+    check_data(folder, config)
     if processes > 1 and not launch.under_torchrun():
         raise SystemExit(launch.start_ranks(processes))
-    train(resolve(command.config), command)
+    train(config, command, folder)
 
 
-def check(config: MidtrainConfig, processes: int) -> None:
-    """Refuse a config that cannot run before anything is read or written."""
-    rows, length = config.train.global_batch_rows, config.data.sequence_length
-    layout.check_layout(config.layout, config.model, processes, rows, length)
-    if length > config.model.max_position_embeddings:
-        raise ValueError(
-            f"data.sequence_length {length} exceeds model.max_position_embeddings "
-            f"{config.model.max_position_embeddings}"
-        )
+def open_run(config: MidtrainConfig, command: Command) -> RunDirectory:
+    """The run to resume; refused if its model, data or optimizer is another."""
+    run = RunDirectory.open(command.resume, "midtrain", command.runs)
+    run.check_resumable(config, same=("model", "data", "optimizer"))
+    return run
 
 
-def train(config: MidtrainConfig, command: Command) -> None:
-    """Prepare the data, build the model, run the steps; every rank calls it."""
-    folder = prepare(config.data, Stages(layout.rank() == 0))
+def train(config: MidtrainConfig, command: Command, folder: Path) -> None:
+    """Build the model and run the steps on the data that `folder` holds; every rank calls it."""
     layout.initialize(config.layout, config.train.seed)
     from megatron.core import parallel_state  # after initialize: it reads torch.cuda, which a laptop lacks
 
@@ -93,8 +95,7 @@ def train(config: MidtrainConfig, command: Command) -> None:
     from osim_core.update.work import count_work
 
     if command.resume:
-        run = RunDirectory.open(command.resume, "midtrain", command.runs)
-        run.check_resumable(config, same=("model", "data", "optimizer"))
+        run = open_run(config, command)
     else:
         run = RunDirectory.create("midtrain", config.name, config, command.runs)
         if is_rank_zero():
@@ -117,8 +118,10 @@ def train(config: MidtrainConfig, command: Command) -> None:
 
     training, validation = load("train"), load("validation")
     learner = Learner(config.model, config.layout, config.optimizer, config.train, len(names), run.path / "non_finite")
-    store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.asynchronous)
+    checkpoint = config.checkpoint
+    store = CheckpointStore(run.checkpoints, checkpoint.keep, checkpoint.asynchronous, training.shards.fingerprint)
     start = store.resume(learner, config.model, config.layout)
+    announce(config, manifest, run.path, start)
     if start == 0:
         model = config.model
         weights = (
@@ -168,7 +171,7 @@ def train(config: MidtrainConfig, command: Command) -> None:
             done = step + 1
             if done % config.train.evaluate_every == 0 or done == config.train.steps:
                 evaluate(done, config.train.evaluate_rows, "val")
-            if done % config.checkpoint.save_every == 0 or done == config.train.steps:
+            if done % checkpoint.save_every == 0 or done == config.train.steps:
                 store.save(learner, config.model, config.layout, done)
         store.wait()
         evaluate(config.train.steps, config.train.final_evaluate_rows, "final")

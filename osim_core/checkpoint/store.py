@@ -6,10 +6,12 @@ folder without the prefix is always complete and `latest` never finds half a che
 alone, because the loader's order is a pure function of it.
 """
 
+import contextlib
 import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from torch.distributed.checkpoint import CheckpointException
 
 from osim_core.checkpoint.hf import unwrap
 from osim_core.config import LayoutConfig, ModelConfig, from_dict, to_dict
@@ -89,8 +92,17 @@ def load_model(chunks: list[torch.nn.Module], model: ModelConfig, checkpoint: Pa
 class CheckpointStore:
     """The checkpoints of one run: save beside training, keep the newest, resume from the last good one."""
 
-    def __init__(self, folder: Path, keep: int, asynchronous: bool) -> None:
-        self.folder, self.keep, self.asynchronous = folder, keep, asynchronous
+    def __init__(self, folder: Path, keep: int, asynchronous: bool, data: str) -> None:
+        """`data`: the fingerprint of the training shards (ShardSet.fingerprint), kept with every checkpoint.
+
+        Raises ValueError where the ranks see different shards. Collective.
+        """
+        self.folder, self.keep, self.asynchronous, self.data = folder, keep, asynchronous, data
+        held: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(held, data)
+        if len(set(held)) > 1:
+            other = next(rank for rank, theirs in enumerate(held) if theirs != held[0])
+            raise ValueError(f"training shards differ between rank 0 and rank {other}; give all nodes the same data")
         self.queue = AsyncCallsQueue()
         self.pending = 0
         if dist.get_rank() == 0:
@@ -103,11 +115,15 @@ class CheckpointStore:
         """Start saving the state after `step` updates. Collective; returns once the state is copied.
 
         With `asynchronous` the files are written by a child process while training goes on; `poll` publishes
-        them. Raises OSError naming the folder when they cannot be written; older checkpoints are untouched then.
+        them. Raises ValueError naming the folder where they cannot be written, here or in `poll` and `wait`; older
+        checkpoints are untouched then and nothing of this one is left.
         """
         self.wait()  # one save at a time: the newer one must also be published later
-        final = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{final.name}.partial"
+        with self._cleanly(step):
+            self._start(learner, model, layout, step)
+
+    def _start(self, learner: Learner, model: ModelConfig, layout: LayoutConfig, step: int) -> None:
+        final, partial = self._folders(step)
         if dist.get_rank() == 0:
             partial.mkdir()
         dist.barrier()
@@ -119,7 +135,11 @@ class CheckpointStore:
         request: AsyncRequest = dist_checkpointing.save(
             state, str(partial), async_sharded_save=True, async_strategy="mcore", content_metadata=CONTENT
         )
-        description = {**_description(model, learner.train.precision, step), "layout": _ranks(layout)}
+        description = {
+            **_description(model, learner.train.precision, step),
+            "layout": _ranks(layout),
+            "data": self.data,
+        }
         request.add_finalize_fn(lambda: self._finish(partial, final, description))
         if self.asynchronous:
             self.queue.schedule_async_request(request)
@@ -129,14 +149,39 @@ class CheckpointStore:
 
     def poll(self) -> None:
         """Publish the running save if every rank has finished writing. Collective while a save is running."""
-        if self.pending and self.queue.maybe_finalize_async_calls():
-            self.pending = 0
+        if self.pending:
+            self._finalize(blocking=False)
 
     def wait(self) -> None:
         """Block until the running save, if any, is published. Collective."""
         if self.pending:
-            self.queue.maybe_finalize_async_calls(blocking=True)
-            self.pending = 0
+            self._finalize(blocking=True)
+
+    def _finalize(self, blocking: bool) -> None:
+        with self._cleanly(self.pending):
+            if self.queue.maybe_finalize_async_calls(blocking):
+                self.pending = 0
+
+    def _folders(self, step: int) -> tuple[Path, Path]:
+        """Where a checkpoint ends up, and where it is written."""
+        final = self.folder / f"step-{step:08d}"
+        return final, final.with_name(f".{final.name}.partial")
+
+    @contextlib.contextmanager
+    def _cleanly(self, step: int) -> Iterator[None]:
+        """Turn a failure to write into one line, and take away what was written: it may be what fills the disk."""
+        try:
+            yield
+        except (CheckpointException, OSError) as error:
+            # megatron-core passes on that a writer failed, not why (its log does, unless the disk is full)
+            reason = error.strerror if isinstance(error, OSError) else "a writer failed"
+            final, partial = self._folders(step)
+            free = shutil.disk_usage(self.folder).free / 1e6
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(
+                f"{final}: cannot write this checkpoint ({reason}; {free:,.1f} MB free there); older ones are intact: "
+                "make room and resume"
+            ) from error
 
     def resume(self, learner: Learner, model: ModelConfig, layout: LayoutConfig) -> int:
         """Load the last good checkpoint into `learner`; returns its step, 0 when there is none. Collective.
@@ -155,6 +200,11 @@ class CheckpointStore:
             raise ValueError(
                 f"{checkpoint}: written with layout.distributed_optimizer = "
                 f"{description['layout']['distributed_optimizer']}; resume with the same setting"
+            )
+        if description["data"] != self.data:
+            raise ValueError(
+                f"{checkpoint}: was trained on other shards than these (one was damaged, quarantined or replaced "
+                "since), so its place in the data is lost; restore them or start a new run"
             )
         wanted = _full_state(learner, is_loading=True)
         same_layout = description["layout"] == _ranks(layout)

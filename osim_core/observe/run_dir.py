@@ -48,9 +48,7 @@ class RunDirectory:
                 outcome[0] = str(_make(root / recipe, config_name, config))
             except OSError as error:
                 reason = error.strerror
-                outcome[1] = (
-                    f"{root / recipe}: cannot create a run directory ({reason}); free space or move it"
-                )
+                outcome[1] = f"{root / recipe}: cannot create a run directory ({reason}); free space or move it"
         if dist.is_initialized():
             dist.broadcast_object_list(outcome, src=0)
         if outcome[1]:
@@ -68,9 +66,7 @@ class RunDirectory:
         if str(path) == "latest" and recipe:
             wanted = root / recipe / "latest"
         if not wanted.is_dir():
-            raise ValueError(
-                f"{wanted}: no such run directory; give runs/<recipe>/<name> or runs/<recipe>/latest"
-            )
+            raise ValueError(f"{wanted}: no such run directory; give runs/<recipe>/<name> or runs/<recipe>/latest")
         found = wanted.resolve()
         if not (found / "config.json").is_file():
             raise ValueError(f"{wanted}: not a run directory (no config.json in it)")
@@ -92,14 +88,14 @@ class RunDirectory:
 
         Raises ValueError naming the first key that differs. Other sections (layout, say) may change.
         """
-        stored = json.loads((self.path / "config.json").read_text())
-        wanted = json.loads(json.dumps(to_dict(config)))
+        stored = self.read_config(type(config))
         for section in same:
-            for key, value in wanted[section].items():
-                if stored.get(section, {}).get(key) != value:
+            old, new = (to_dict(getattr(which, section)) for which in (stored, config))
+            for key, value in new.items():
+                if old[key] != value:
                     raise ValueError(
-                        f"{self.path}: started with {section}.{key} = {stored.get(section, {}).get(key)!r}, asked to "
-                        f"resume with {value!r}; resume with the old value or start a new run"
+                        f"{self.path}: started with {section}.{key} = {old[key]!r}, asked to resume with {value!r}; "
+                        "resume with the old value or start a new run"
                     )
 
     def write_summary(self, values: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import torch
 
 from osim_core.config import LayoutConfig, ModelConfig
-from osim_core.parallel import device
+from osim_core.parallel import device, quiet
 
 
 def model_ranks(layout: LayoutConfig) -> int:
@@ -20,6 +20,16 @@ def check_layout(layout: LayoutConfig, model: ModelConfig, world_size: int, rows
 
     Raises ValueError naming the numbers that do not divide and what to change.
     """
+    for name, value in (
+        ("layout.tensor", layout.tensor),
+        ("layout.pipeline", layout.pipeline),
+        ("layout.virtual_pipeline", layout.virtual_pipeline),
+        ("layout.context", layout.context),
+        ("train.global_batch_rows", rows),
+        ("data.sequence_length", sequence_length),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}: {value} is not a positive number")
     if world_size % model_ranks(layout):
         raise ValueError(
             f"layout: world size {world_size} is not a multiple of tensor {layout.tensor} x pipeline "
@@ -65,6 +75,7 @@ def initialize(layout: LayoutConfig, seed: int) -> None:
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them this is a
     job of one rank.
     """
+    quiet.silence()
     device.install()
     from megatron.core import parallel_state, tensor_parallel
 

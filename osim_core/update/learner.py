@@ -110,6 +110,7 @@ class Learner:
         if not finite:
             self._dump(batches, step)
             if self.train.on_non_finite == "stop":
+                dist.barrier()  # the first rank to leave ends the job: every dump is complete by then
                 raise NonFiniteError(
                     f"step {step + 1}: loss {losses.mean}, gradient norm {norm}; weights unchanged, batch dumped to "
                     f"{self.dump}; look at it, or set --train.on-non-finite skip"
