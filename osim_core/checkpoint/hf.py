@@ -9,6 +9,8 @@ Shape suffixes: V vocabulary, D model width, Q query rows (heads x head dim), K 
 
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -236,10 +238,12 @@ def save_hf(chunks: list[torch.nn.Module], model: ModelConfig, folder: Path, sha
     stage = parallel_state.get_pipeline_model_parallel_rank()
     replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     partial = folder.with_name(f".{folder.name}.partial")
+    if folder.exists():
+        raise ValueError(f"{folder}: already exists; choose another name or remove it")
+    dist.barrier()  # every rank has looked
     if dist.get_rank() == 0:
-        if folder.exists():
-            raise ValueError(f"{folder}: already exists; choose another name or remove it")
-        partial.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted export
+        partial.mkdir(parents=True)
     dist.barrier()
     files: dict[str, list[str]] = {}
     pending: dict[str, torch.Tensor] = {}
@@ -268,16 +272,17 @@ def save_hf(chunks: list[torch.nn.Module], model: ModelConfig, folder: Path, sha
 
 def _finish_export(folder: Path, files: dict[str, list[str]], model: ModelConfig) -> None:
     """Give the shards their final names and write the index and config.json."""
-    weight_map, total = {}, 0
+    weight_map = {}
     for number, file in enumerate(sorted(files), start=1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         (folder / file).rename(folder / name)
-        total += (folder / name).stat().st_size
         weight_map.update(dict.fromkeys(files[file], name))
     assert weight_map.keys() == tensor_shapes(model).keys()
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     with safe_open(folder / weight_map["model.norm.weight"], framework="pt") as handle:
-        dtype = str(handle.get_tensor("model.norm.weight").dtype).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(model_config_to_hf(model, dtype), indent=1))
+        dtype = handle.get_tensor("model.norm.weight").dtype
+    if len(files) > 1:
+        size = sum(math.prod(shape) for shape in tensor_shapes(model).values()) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    name = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(model_config_to_hf(model, name), indent=1))

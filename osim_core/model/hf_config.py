@@ -60,7 +60,7 @@ def model_config_to_hf(model: ModelConfig, dtype: str) -> dict[str, Any]:
         "max_position_embeddings": model.max_position_embeddings,
         "rope_theta": model.rope_theta,
         "rope_parameters": rope,
-        "rope_scaling": model.rope_scaling,
+        "rope_scaling": model.rope_scaling and dict(model.rope_scaling),  # transformers adds keys to what it is given
         "rms_norm_eps": model.norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,
