@@ -44,6 +44,8 @@ class DataConfig:
     tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
     tokenizer_vocab_size: int = 4096  # of a trained one
     sequence_length: int = 1024  # tokens in a packed row
+    # whose words train the model; held-out loss is always that of the simulated person, so runs compare
+    loss_on: Literal["simulated", "everyone"] = "simulated"
     overlong: Literal["split", "truncate", "drop"] = "split"  # split cuts at turn borders
     validation_share: float = 0.05  # of participants (or plays, debates): held-out by speaker, not by row
     shard_documents: int = 50_000
@@ -154,13 +156,19 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is types.UnionType:
         options = [a for a in typing.get_args(kind) if a is not type(None)]
-        return None if value is None else _convert(options[0], value, where)
+        if len(options) == 1:
+            return None if value is None else _convert(options[0], value, where)
+        if type(value) not in (*options, int):  # int: JSON may write 2.0 as 2
+            raise ValueError(f"{where}: expected {' or '.join(a.__name__ for a in options)}, got {value!r}")
+        return value
     if origin is tuple:
-        return tuple(value)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        return tuple(_convert(typing.get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected an object, got {value!r}")
-        return dict(value)
+        return {k: _convert(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in (int, float, str, bool) and not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

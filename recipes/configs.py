@@ -115,7 +115,12 @@ def qwen3_8b_8xh100_bf16() -> MidtrainConfig:
     return MidtrainConfig(
         name="qwen3-8b-8xh100-bf16",
         model=QWEN3_8B,
-        data=DataConfig(tokenizer="models/Qwen3-8B-Base", sequence_length=16_384, paths=("corpus/train",)),
+        data=DataConfig(
+            tokenizer="models/Qwen3-8B-Base",
+            chat_format="chatml",  # Qwen3's own template rewrites earlier turns, so it has no stable prefix
+            sequence_length=16_384,
+            paths=("corpus/train",),
+        ),
         layout=LayoutConfig(tensor=2, sequence_parallel=True, overlap=True, recompute="selective"),
         optimizer=OptimizerConfig(
             learning_rate=PAPER.learning_rate,
@@ -156,6 +161,26 @@ def qwen3_8b_64xh100_fp8() -> MidtrainConfig:
     )
 
 
+def qwen3_8b_1024xh100_bf16() -> MidtrainConfig:
+    """128 nodes: tensor parallel inside a node, context parallel over two, 64 rows (a million tokens) per update."""
+    base = qwen3_8b_8xh100_bf16()
+    return replace(
+        base,
+        name="qwen3-8b-1024xh100-bf16",
+        layout=replace(base.layout, tensor=8, context=2, recompute="none"),
+        optimizer=replace(base.optimizer, warmup_steps=PAPER.warmup_trainer_steps),
+        train=replace(base.train, steps=PAPER.trainer_steps, global_batch_rows=64, evaluate_every=50),
+        checkpoint=replace(base.checkpoint, save_every=50),
+    )
+
+
 CONFIGS = {
-    config.name: config for config in (tiny_cpu(), smollm2_135m_cpu(), qwen3_8b_8xh100_bf16(), qwen3_8b_64xh100_fp8())
+    config.name: config
+    for config in (
+        tiny_cpu(),
+        smollm2_135m_cpu(),
+        qwen3_8b_8xh100_bf16(),
+        qwen3_8b_64xh100_fp8(),
+        qwen3_8b_1024xh100_bf16(),
+    )
 }

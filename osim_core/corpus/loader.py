@@ -80,7 +80,7 @@ class PackedLoader:
         """This rank's micro-batches of a global step, in a fixed order."""
         first = step * self.global_batch_rows
         self._ensure_rows(first + self.global_batch_rows)
-        return self._share([self._row(first + i) for i in range(self.global_batch_rows)])
+        return self._share([self._row(first + i) for i in range(self.global_batch_rows)], self.data.loss_on)
 
     def stream(self, start_step: int) -> Iterator[tuple[int, Batches]]:
         """(step, batch(step)) from `start_step` on, without end, read `data.prefetch` steps ahead by a thread.
@@ -140,20 +140,24 @@ class PackedLoader:
         epoch = int(np.searchsorted(self._ends, number, side="right"))
         return self._plans[epoch].row(number - (self._ends[epoch - 1] if epoch else 0))
 
-    def _share(self, rows: list[np.ndarray]) -> Batches:
+    def _share(self, rows: list[np.ndarray], loss_on: str = "simulated") -> Batches:
         """This rank's part of a global batch, equal in rows and balanced in linear and attention work."""
         lengths = [(row["stop"] - row["start"]).astype(np.int64) for row in rows]
         loads = np.array([(length.sum(), (length**2).sum()) for length in lengths], np.int64)
         groups = balance_rows(loads, self.world)
         return [
-            read_row(self.shards, rows[i], self.sequence_length) for i in np.flatnonzero(groups == self.rank)
+            read_row(self.shards, rows[i], self.sequence_length, loss_on)
+            for i in np.flatnonzero(groups == self.rank)
         ]
 
 
-def read_row(shards: ShardSet, pieces: np.ndarray, sequence_length: int) -> PackedBatch:
+def read_row(
+    shards: ShardSet, pieces: np.ndarray, sequence_length: int, loss_on: str = "simulated"
+) -> PackedBatch:
     """Assemble one row (PIECE [S]) from the mapped shards. No pieces make a row of padding.
 
-    weights["ce"][t] is 1 where the token after t belongs to the same piece and lies in one of its loss spans.
+    weights["ce"][t] is 1 where the token after t belongs to the same piece and, with loss_on "simulated", lies in one
+    of its loss spans.
     """
     tokens_T = np.zeros(sequence_length, np.int64)
     shard_of, row_of = shards.locate(pieces["document"])
@@ -178,12 +182,17 @@ def read_row(shards: ShardSet, pieces: np.ndarray, sequence_length: int) -> Pack
     cu_seqlens = np.concatenate([[0], np.cumsum(segments)])
     positions_T = np.arange(sequence_length) - np.repeat(cu_seqlens[:-1], segments)
     padding = [-1] * (len(segments) - len(lengths))
+    if loss_on == "everyone":
+        weight_T = (np.arange(sequence_length) < used).astype(np.float32)
+        weight_T[ends - 1] = 0.0
+    else:
+        weight_T = _weights(pieces, lengths, spans, span_counts, sequence_length)
     return PackedBatch(
         tokens_T=torch.from_numpy(tokens_T),
         labels_T=torch.from_numpy(labels_T),
         positions_T=torch.from_numpy(positions_T),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        weights={"ce": torch.from_numpy(_weights(pieces, lengths, spans, span_counts, sequence_length))},
+        weights={"ce": torch.from_numpy(weight_T)},
         sources_S=torch.tensor(sources + padding, dtype=torch.int32),
         documents_S=torch.tensor([*pieces["document"].tolist(), *padding], dtype=torch.int64),
     )

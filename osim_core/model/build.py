@@ -78,7 +78,8 @@ def transformer_config(model: ModelConfig, layout: LayoutConfig, precision: str)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     recompute = {
         "none": {},
-        "selective": {"recompute_granularity": "selective"},
+        # attention keeps no [tokens, tokens] matrix here, so the MLP is what recomputation saves
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }
     return TransformerConfig(
