@@ -1,6 +1,6 @@
 """Midtraining throughput: packed rows against padded batches and against transformers' Trainer, in one process.
 
-    python -m benchmarks midtrain [small-cpu | tiny-cpu] [--repeats 6] [--threads 1] [--out FILE]
+    python -m benchmarks midtrain [small-cpu | tiny-cpu] [--repeats 5] [--threads 1] [--out FILE]
 
 Every contender trains the same model (Megatron-core or transformers, same first weights, fp32, AdamW, clipping) on
 the same documents of the packaged dialogue, step by step:
@@ -16,6 +16,9 @@ Documents longer than a row are cut to it for everybody (a padded pipeline trunc
 which padding has no counterpart). Turns alternate step by step, so a busy machine slows all alike. Before anything
 is timed, the contenders' losses on the first step must agree to 1e-5, and the Learners' gradient norms to 1e-4;
 otherwise no row is written. Figures count real tokens only; CPU seconds are the robust ones on a shared machine.
+
+Steps differ widely (a row is one long document or thirty short ones), so the timed ones are not the first but an
+even sample of the epoch, ordered by documents per step; each row also says what padding the whole epoch would have.
 """
 
 import argparse
@@ -36,6 +39,7 @@ from benchmarks.ledger import quantiles, record
 from osim_core.batch import PackedBatch
 from osim_core.config import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, TrainConfig
 from osim_core.corpus.loader import PackedLoader
+from osim_core.corpus.plan import open_plan
 from osim_core.corpus.prepare import prepare
 from osim_core.corpus.shards import ShardSet
 from osim_core.parallel import layout
@@ -107,7 +111,7 @@ def main(argv: list[str]) -> None:
     """Measure every contender, write the rows and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks midtrain", description=__doc__.splitlines()[0])
     parser.add_argument("config", nargs="?", default="small-cpu", choices=CASES)
-    parser.add_argument("--repeats", type=int, default=6, help="timed steps of each contender")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None, help="another file for the rows")
@@ -169,9 +173,11 @@ def measure(case: Case, folder: Path, repeats: int, warm_up: int) -> dict[str, d
         rank=0,
         world=1,
     )
-    steps = [documents_of(loader.batch(step)) for step in range(warm_up + repeats)]
+    documents, longest, epoch_padding = survey(case, shards)
+    chosen = [*range(warm_up), *even_sample(documents, repeats)]
+    steps = [documents_of(loader.batch(step)) for step in chosen]
     feeds: dict[str, Callable[[int], list[PackedBatch]]] = {
-        PACKED: loader.batch,
+        PACKED: lambda step: loader.batch(chosen[step]),
         LONGEST: lambda step: [pad(steps[step])],
         ROW: lambda step: [pad(steps[step], width)],
     }
@@ -199,9 +205,13 @@ def measure(case: Case, folder: Path, repeats: int, warm_up: int) -> dict[str, d
     timed = slice(warm_up, None)
     tokens = np.array([sum(len(document.tokens) for document in step) for step in steps[timed]])
     loss_tokens = np.array([sum(float(document.weights.sum()) for document in step) for step in steps[timed]])
-    longest = np.array([len(step) * max(len(document.tokens) for document in step) for step in steps[timed]])
-    row = np.array([len(step) * width for step in steps[timed]])
-    slots = {PACKED: np.full(repeats, case.rows * width), LONGEST: longest, ROW: row, TRAINER: longest}
+    to_longest = (documents * longest)[chosen[timed]]
+    slots = {
+        PACKED: np.full(repeats, case.rows * width),
+        LONGEST: to_longest,
+        ROW: documents[chosen[timed]] * width,
+        TRAINER: to_longest,
+    }
     packed = np.array(turns[PACKED][timed])
     statistics = loader.statistics
     results = {}
@@ -214,8 +224,9 @@ def measure(case: Case, folder: Path, repeats: int, warm_up: int) -> dict[str, d
             **percentiles("tokens_per_cpu_second", tokens / cpu),
             "slots_per_cpu_second_p50": float(np.median(slots[name] / cpu)),
             "padding_share": float(1 - tokens.sum() / slots[name].sum()),
-            "time_over_packed": float(np.median(wall / packed[:, 0])),
-            "cpu_time_over_packed": float(np.median(cpu / packed[:, 1])),
+            "epoch_padding_share": epoch_padding[name],
+            "time_over_packed": float(wall.sum() / packed[:, 0].sum()),
+            "cpu_time_over_packed": float(cpu.sum() / packed[:, 1].sum()),
             "tokens_per_step": float(tokens.mean()),
             "corpus_tokens_cut": statistics["dropped_tokens"] / (statistics["tokens"] + statistics["dropped_tokens"]),
             "documents_per_step": float(np.mean([len(step) for step in steps[timed]])),
@@ -224,6 +235,37 @@ def measure(case: Case, folder: Path, repeats: int, warm_up: int) -> dict[str, d
             "load_average": os.getloadavg()[0],
         }
     return results
+
+
+def survey(case: Case, shards: ShardSet) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Of each whole step of the epoch: its documents and the longest one's tokens; and each contender's padding."""
+    width = case.data.sequence_length
+    plan = open_plan(
+        case.data.cache,
+        shards,
+        sequence_length=width,
+        overlong=case.data.overlong,
+        mix=case.data.sources,
+        seed=SEED,
+        epoch=0,
+    )
+    borders = plan.row_offsets[:: case.rows]  # of steps, as pieces; an incomplete last step is left out
+    lengths = (plan.pieces["stop"] - plan.pieces["start"])[: borders[-1]]
+    documents, longest = np.diff(borders), np.maximum.reduceat(lengths, borders[:-1])
+    slots = {
+        PACKED: len(documents) * case.rows * width,
+        LONGEST: int((documents * longest).sum()),
+        ROW: len(lengths) * width,
+    }
+    padding = {name: float(1 - lengths.sum() / total) for name, total in slots.items()}
+    return documents, longest, padding | {TRAINER: padding[LONGEST]}
+
+
+def even_sample(values: np.ndarray, count: int) -> list[int]:
+    """Indices of the middles of `count` equal strata of the sorted values."""
+    order = np.argsort(values, kind="stable")
+    middles = ((np.arange(count) + 0.5) * len(values) / count).astype(int)
+    return order[middles].tolist()
 
 
 def percentiles(name: str, values: np.ndarray) -> dict[str, float]:
