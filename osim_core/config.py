@@ -44,6 +44,7 @@ class DataConfig:
     tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
     tokenizer_vocab_size: int = 4096  # of a trained one
     sequence_length: int = 1024  # tokens in a packed row
+    document_length: int | None = None  # longer documents are overlong; None: longer than a row
     # whose words train the model; held-out loss is always that of the simulated person, so runs compare
     loss_on: Literal["simulated", "everyone"] = "simulated"
     overlong: Literal["split", "truncate", "drop"] = "split"  # split cuts at turn borders
@@ -171,6 +172,6 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {k: _convert(typing.get_args(kind)[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind in (int, float, str, bool) and not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if kind in (int, float, str, bool) and type(value) is not kind:
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
     return value
