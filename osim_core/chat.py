@@ -38,7 +38,8 @@ def exported(run: Path) -> Path:
         folder.parent.mkdir(exist_ok=True)
         # in its own process: megatron-core's stand-in for CUDA must not meet transformers' generation
         command = [sys.executable, "-m", "osim_core.checkpoint.export", str(checkpoint), str(folder)]
-        subprocess.run(command, check=True)
+        if code := subprocess.run(command).returncode:
+            raise SystemExit(code)  # it has said why
     return folder
 
 

@@ -72,13 +72,13 @@ def logprobs(source: Path, layout: LayoutConfig, rows: list[PackedBatch]) -> lis
         ]
 
 
-def refusal(function, **arguments) -> str:
+def refusal(call, **arguments) -> str:
     """The message of the ValueError that the call must raise."""
     try:
-        function(**arguments)
+        call(**arguments)
     except ValueError as error:
         return str(error)
-    raise AssertionError(f"{function.__name__} raised nothing")
+    raise AssertionError(f"{call.__name__} raised nothing")
 
 
 def interrupted_export(source: Path, out: Path) -> bool:
@@ -160,3 +160,23 @@ def draws_around_a_save(folder: Path, model: ModelConfig, layout: LayoutConfig, 
         np.random.seed(7)
         CheckpointStore(folder, 1, False, DATA).resume(learner, model, layout)
         return saved, draws()
+
+
+@torch.no_grad()
+def logits(source: Path, row: PackedBatch) -> torch.Tensor:
+    """fp32 [T, V] of one packed row, on one rank. Training never makes this tensor; a comparison may."""
+    with ranks_in(LayoutConfig()):
+        from osim_core.model.packed_row import PackedRow
+
+        def head(*, hidden_states, output_layer, output_weight, **_) -> torch.Tensor:
+            weight_VD = output_layer.weight if output_weight is None else output_weight
+            return hidden_states.squeeze(1) @ weight_VD.T
+
+        (chunk,), model = loaded(source, LayoutConfig())
+        return chunk(
+            row.tokens_T[None],
+            row.positions_T[None],
+            None,
+            packed_seq_params=PackedRow.of(row, model),
+            output_processor=head,
+        )

@@ -166,7 +166,7 @@ NORM = "model.layers.2.self_attn.q_norm.weight"
 def test_a_folder_of_another_model_is_one_clear_line(workers, folders, tmp_path, change, words):
     source = changed(folders["qwen3"], tmp_path / "source", change)
     arguments = {"source": source, "out": tmp_path / "out", "layout": LayoutConfig(), "shard_bytes": WHOLE}
-    (message,) = workers(1).run(refusal, function=round_trip, **arguments)
+    (message,) = workers(1).run(refusal, call=round_trip, **arguments)
     assert "\n" not in message and str(source) in message and all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +185,7 @@ def test_an_unsupported_config_is_one_clear_line(folders, tmp_path, key, value, 
 def test_an_existing_folder_is_never_written_into(workers, folders, tmp_path):
     (tmp_path / "out").mkdir()
     arguments = {"source": folders["qwen3"], "out": tmp_path / "out", "shard_bytes": WHOLE}
-    messages = workers(2).run(refusal, function=round_trip, layout=LayoutConfig(tensor=2), **arguments)
+    messages = workers(2).run(refusal, call=round_trip, layout=LayoutConfig(tensor=2), **arguments)
     assert all("already exists" in message for message in messages)  # every rank, or the others would wait for ever
     assert not list((tmp_path / "out").iterdir())
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_run_is_one_clear_line(workers, one_rank, change
         "folder": folder,
         **changes,
     }
-    (message,) = workers(1).run(refusal, function=resume_and_train, **arguments)
+    (message,) = workers(1).run(refusal, call=resume_and_train, **arguments)
     assert "\n" not in message and str(folder / "step-00000003") in message and words in message, message
 
 
