@@ -114,6 +114,7 @@ class PackedLoader:
             mix={},
             seed=EVALUATION_SEED,
             epoch=0,
+            document_length=self.data.document_length,
         )
         chosen = [plan.row(row) for row in range(min(rows, len(plan)))]
         chosen += [np.zeros(0, PIECE)] * (-len(chosen) % self.global_batch_rows)
@@ -132,6 +133,7 @@ class PackedLoader:
                     mix=self.data.sources,
                     seed=self.seed,
                     epoch=len(self._plans),
+                    document_length=self.data.document_length,
                 )
                 self._plans.append(plan)
                 self._ends.append((self._ends[-1] if self._ends else 0) + len(plan))

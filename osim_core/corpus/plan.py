@@ -57,9 +57,11 @@ def open_plan(
     mix: dict[str, float],
     seed: int,
     epoch: int,
+    document_length: int | None = None,
 ) -> Plan:
     """The plan of these inputs from `cache`/plans, building and publishing it first if it is not there.
 
+    document_length: what counts as overlong, where that is less than the row.
     mix: source name -> how often each epoch goes through it; sources it does not name count once.
     Raises ValueError for an unknown source, a negative share, a length below 2, or a plan without rows.
     """
@@ -71,6 +73,7 @@ def open_plan(
         "mix": {name: share for name, share in sorted(mix.items()) if share != 1},
         "seed": seed,
         "epoch": epoch,
+        "document_length": document_length,
     }
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
     plans = Path(cache) / "plans"
@@ -86,6 +89,7 @@ def open_plan(
                     mix=mix,
                     seed=seed,
                     epoch=epoch,
+                    document_length=document_length,
                 )
                 _publish(folder, row_offsets, pieces, {"inputs": inputs} | statistics)
     return Plan(folder)
@@ -99,12 +103,14 @@ def build_plan(
     mix: dict[str, float],
     seed: int,
     epoch: int,
+    document_length: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Compute a plan in memory: (row_offsets int64 [R+1], pieces PIECE [P], statistics), as in `Plan`."""
     if sequence_length < 2:
         raise ValueError(f"sequence_length: must be at least 2 to predict anything, got {sequence_length}")
+    longest = min(document_length or sequence_length, sequence_length)
     draws = draw_documents(shards, mix, seed, epoch)
-    pieces = cut_documents(shards, np.flatnonzero(draws), sequence_length, overlong)
+    pieces = cut_documents(shards, np.flatnonzero(draws), longest, overlong)
     pieces = np.repeat(pieces, draws[pieces["document"]])
     if len(pieces) == 0:
         raise ValueError(

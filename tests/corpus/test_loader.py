@@ -237,3 +237,22 @@ def test_quarantined_shard_is_never_read(tmp_path):
     loader = make(Corpus(documents, shards, DataConfig(cache=str(tmp_path), sequence_length=80)), rows=1)
     seen = {d for s in range(loader.steps_per_epoch) for d in loader.batch(s)[0].documents_S.tolist()} - {-1}
     assert seen == {n for n, d in enumerate(documents) if len(d.tokens) >= 2 and not 40 <= n < 60}
+
+
+def test_loss_on_everyone_trains_every_target_but_is_measured_on_the_simulated(corpus):
+    everyone, simulated = make(corpus, loss_on="everyone"), make(corpus)
+    for batch, usual in zip(everyone.batch(2), simulated.batch(2), strict=True):
+        torch.testing.assert_close(batch.tokens_T, usual.tokens_T)
+        inside = batch.sources_S.repeat_interleave(batch.cu_seqlens.diff()) >= 0
+        inside[batch.cu_seqlens[1:].long() - 1] = False  # a document's last token predicts nothing
+        torch.testing.assert_close(batch.weights["ce"], inside.float())
+        assert (usual.weights["ce"] <= batch.weights["ce"]).all()
+    for batch, usual in zip(everyone.evaluation(ROWS)[0], simulated.evaluation(ROWS)[0], strict=True):
+        torch.testing.assert_close(batch.weights["ce"], usual.weights["ce"])
+
+
+def test_document_length_caps_the_pieces_of_a_row(corpus):
+    loader = make(corpus, document_length=17)
+    for batch in loader.batch(0):
+        assert batch.cu_seqlens.diff()[batch.sources_S >= 0].max() <= 17
+        assert batch.num_tokens == LENGTH
