@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from benchmarks import __main__ as dispatcher
 from benchmarks import midtrain
 from benchmarks.ledger import RESULTS
 from osim_core.config import DataConfig, LayoutConfig
+from osim_core.corpus.loader import PackedLoader
+from osim_core.corpus.shards import ShardSet
 from tests.support.documents import make_documents, write_shards
 from tests.support.models import TINY_QWEN3, random_rows
 
@@ -54,6 +57,27 @@ def test_unequal_losses_stop_the_benchmark(value):
     midtrain.check_equal("loss", {midtrain.PACKED: 1.0, midtrain.ROW: 1.0 + 1e-6}, 1e-5)
     with pytest.raises(ValueError, match="padded to row"):
         midtrain.check_equal("loss", {midtrain.PACKED: 1.0, midtrain.ROW: value}, 1e-5)
+
+
+def test_the_survey_counts_what_the_loader_will_deliver(tmp_path):
+    folder = write_shards(tmp_path / "shards", make_documents(60, vocab_size=96, longest=40), vocab_size=96)
+    data = DataConfig(cache=str(tmp_path), sequence_length=64, overlong="truncate")
+    shards = ShardSet.open(folder, "train")
+    counts, longest, padding = midtrain.survey(midtrain.Case("smoke", TINY_QWEN3, data, rows=2, compute=""), shards)
+    loader = PackedLoader(
+        shards, data, split="train", sequence_length=64, global_batch_rows=2, seed=midtrain.SEED, rank=0, world=1
+    )
+    steps = [midtrain.documents_of(loader.batch(step)) for step in range(len(counts))]
+    assert counts.tolist() == [len(step) for step in steps]
+    assert longest.tolist() == [max(len(document.tokens) for document in step) for step in steps]
+    tokens = sum(len(document.tokens) for step in steps for document in step)
+    assert padding[midtrain.LONGEST] == pytest.approx(1 - tokens / sum(midtrain.pad(step).num_tokens for step in steps))
+    assert padding[midtrain.PACKED] == pytest.approx(1 - tokens / (len(steps) * 2 * 64))
+
+
+def test_an_even_sample_takes_the_middle_of_every_stratum():
+    values = np.random.default_rng(0).permutation(90)
+    assert values[midtrain.even_sample(values, 3)].tolist() == [15, 45, 75]
 
 
 def measure(folder: str, model, data) -> dict:
