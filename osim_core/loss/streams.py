@@ -35,7 +35,9 @@ def normalisers(batches: Iterable[PackedBatch]) -> dict[str, float]:
     dist.all_reduce(summed, group=parallel_state.get_data_parallel_group())
     result = dict(zip(STREAMS, summed.tolist(), strict=True))
     if not any(result.values()):
-        raise ValueError("this step has no token with a loss weight; check the sources' roles and the row length")
+        raise ValueError(
+            "this step has no token with a loss weight; check the sources' roles, or raise train.global_batch_rows"
+        )
     return result
 
 

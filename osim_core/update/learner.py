@@ -102,7 +102,7 @@ class Learner:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        losses = self._run(batches, forward_only=False)
+        losses = self._run(batches, normalisers(batches))
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
         rate = learning_rate(self.optimizer_config, step, self.train.steps)
@@ -127,14 +127,17 @@ class Learner:
         """Cross-entropy over several global batches, without gradients. Collective."""
         for chunk in self.chunks:
             chunk.eval()
-        parts = [self._run(batches, forward_only=True) for batches in steps]
+        parts = [self._run(batches, None) for batches in steps]
         for chunk in self.chunks:
             chunk.train()
         return Losses(sum(part.sums for part in parts), sum(part.weights for part in parts))
 
-    def _run(self, batches: Sequence[PackedBatch], forward_only: bool) -> Losses:
-        """Send the micro-batches through the schedule; returns the losses of all ranks on every rank."""
-        totals = normalisers(batches)
+    def _run(self, batches: Sequence[PackedBatch], totals: dict[str, float] | None) -> Losses:
+        """Send the micro-batches through the schedule; returns the losses of all ranks on every rank.
+
+        totals: the streams' normalisers; None runs forward only, where nothing is normalised (and a batch may be all
+        padding).
+        """
         sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=device())
         rank = parallel_state.get_context_parallel_rank()
         size = parallel_state.get_context_parallel_world_size()
@@ -160,7 +163,8 @@ class Learner:
                     sources_L = local_slice(sources_T, rank, size).clamp(min=0).long()  # padding weighs nothing
                     sums[0].index_add_(0, sources_L, -logprob_L.double() * weight_L)
                     sums[1].index_add_(0, sources_L, weight_L)
-                return objective(logprob_L, weights, totals), torch.zeros((), dtype=torch.int), {}
+                share = objective(logprob_L, weights, totals) if totals else logprob_L.sum()
+                return share, torch.zeros((), dtype=torch.int), {}
 
             return logprob_L, loss
 
@@ -172,7 +176,7 @@ class Learner:
             num_microbatches=len(batches),
             seq_length=batches[0].num_tokens,
             micro_batch_size=1,
-            forward_only=forward_only,
+            forward_only=totals is None,
         )
         # only the last pipeline stage has summed anything
         dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
