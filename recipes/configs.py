@@ -65,7 +65,7 @@ SMOLLM2_135M = ModelConfig(
     rope_theta=100_000.0,
     norm_eps=1e-5,
     tied_embeddings=True,
-    from_hf="smollm2-135m",  # packaged: osim_core/model/smollm2.py unpacks it once into data.cache
+    from_hf="smollm2-135m",  # packaged: osim_core/model/packaged.py unpacks it once into data.cache
 )
 
 
@@ -113,11 +113,11 @@ def smollm2_135m_cpu() -> MidtrainConfig:
     return MidtrainConfig(
         name="smollm2-135m-cpu",
         model=SMOLLM2_135M,
-        data=DataConfig(tokenizer="smollm2-135m", sequence_length=256),
+        data=DataConfig(tokenizer="smollm2-135m", sequence_length=512),  # in 2 x 256 tokens there may be no loss
         layout=LayoutConfig(),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2),
         train=TrainConfig(
-            steps=20, global_batch_rows=2, precision="fp32", evaluate_every=10, evaluate_rows=8, final_evaluate_rows=32
+            steps=20, global_batch_rows=2, precision="fp32", evaluate_every=10, evaluate_rows=8, final_evaluate_rows=16
         ),
         checkpoint=CheckpointConfig(save_every=20, keep=1),
     )

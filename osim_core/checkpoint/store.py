@@ -27,7 +27,8 @@ from osim_core.config import LayoutConfig, ModelConfig, from_dict, to_dict
 from osim_core.update.learner import Learner
 
 FORMAT = 1
-# optimizer state in the shape of the parameters, so it can be read in any layout
+# optimizer state in the shape of the parameters, so it can be read in any layout; megatron-core adds this layout's
+# process groups to the dict it is given, hence a copy each time
 CONTENT = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -53,7 +54,10 @@ def read_description(checkpoint: Path) -> dict:
 def model_state(chunks: list[torch.nn.Module]) -> dict:
     """The sharded state of the model alone; keys name global layers, so any layout can read it."""
     names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
-    return {name: unwrap(chunk).sharded_state_dict(metadata=CONTENT) for name, chunk in zip(names, chunks, strict=True)}
+    return {
+        name: unwrap(chunk).sharded_state_dict(metadata=dict(CONTENT))
+        for name, chunk in zip(names, chunks, strict=True)
+    }
 
 
 def read_model(checkpoint: Path) -> tuple[ModelConfig, str]:
@@ -256,7 +260,7 @@ def _check_same_model(description: dict, model: ModelConfig, checkpoint: Path) -
 def _full_state(learner: Learner, is_loading: bool) -> dict:
     state = model_state(learner.chunks)
     optimizer = learner.optimizer.sharded_state_dict(
-        dict(state) if len(learner.chunks) > 1 else state["model"], is_loading=is_loading, metadata=CONTENT
+        dict(state) if len(learner.chunks) > 1 else state["model"], is_loading=is_loading, metadata=dict(CONTENT)
     )
     state["optimizer"] = optimizer
     rank, size = dist.get_rank(), dist.get_world_size()
