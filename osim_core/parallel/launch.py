@@ -9,6 +9,7 @@ Set OSIM_TRACEBACK=1 to see where they came from. Everything else is a bug and s
 """
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,8 +38,11 @@ def run(main: Callable[[], None]) -> None:
         if earlier is None:
             print(f"error: {line}", file=sys.stderr, flush=True)
         code = code if earlier is None else earlier
-        # a rank may not wait for peers that are still inside a collective
-        os._exit(code) if under_torchrun() else sys.exit(code)
+        if not under_torchrun():
+            sys.exit(code)
+        for child in multiprocessing.active_children():  # checkpoint writers would outlive what follows
+            child.kill()
+        os._exit(code)  # a rank may not wait for peers that are still inside a collective
 
 
 def explain(error: Exception) -> tuple[str | None, int]:

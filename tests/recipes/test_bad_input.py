@@ -109,7 +109,7 @@ def test_a_damaged_shard_is_named_or_quarantined_as_configured(corpus):
 
 
 def test_a_token_outside_the_model_is_refused(corpus):
-    with pytest.raises(ValueError, match="holds token 99[0-9], but the declared vocabulary has 500"):
+    with pytest.raises(ValueError, match=r"holds token 99[0-9], but the declared vocabulary has 500"):
         check_data(corpus, replace(TINY, model=replace(TINY.model, vocab_size=500)))
 
 
