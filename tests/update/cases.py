@@ -119,3 +119,29 @@ def streams(batches: list) -> dict | str:
         return str(error)
     finally:
         parallel_state.destroy_model_parallel()
+
+
+def refusals(rows: list, folder: Path) -> list[str]:
+    """Save a checkpoint trained on shards "a"; then go on with other shards, another model, ranks that differ."""
+    import torch.distributed as dist
+
+    layout = LayoutConfig(tensor=dist.get_world_size())
+    with learner(layout) as built:
+        from osim_core.checkpoint.store import CheckpointStore
+
+        store = CheckpointStore(folder, keep=1, asynchronous=False, data="a")
+        built.update(rows, 0)
+        store.save(built, TINY_QWEN3, layout, step=2)
+        assert store.resume(built, TINY_QWEN3, layout) == 2
+
+        said = []
+        for data, model in (
+            ("b", TINY_QWEN3),
+            ("a", replace(TINY_QWEN3, rope_theta=5.0)),
+            (f"{dist.get_rank()}", None),
+        ):
+            try:
+                CheckpointStore(folder, keep=1, asynchronous=False, data=data).resume(built, model, layout)
+            except ValueError as error:
+                said.append(str(error))
+        return said
