@@ -4,6 +4,7 @@
 exception on any rank is raised here with that rank's traceback.
 """
 
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -28,14 +29,20 @@ def _serve(rank: int, size: int, port: int, pipe) -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    while (job := pipe.recv()) is not None:
+    store = torch.distributed.TCPStore("127.0.0.1", port, size, is_master=rank == 0)
+    for number in itertools.count():
+        if (job := pipe.recv()) is None:
+            break
         function, arguments = job
+        # a fresh world for every job: megatron-core never destroys its groups, and each keeps a polling gloo thread
+        fresh = torch.distributed.PrefixStore(str(number), store)
+        torch.distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=size)
         try:
             pipe.send((True, function(**arguments)))
         except BaseException:  # handed to the parent, which raises it
             pipe.send((False, traceback.format_exc()))
-    torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 class Workers:
