@@ -156,15 +156,14 @@ def nvcc() -> Check:
         return Check(False, "nvcc", "not on PATH; the CUDA toolkit has it. Not needed on a CPU")
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release ([\d.]+)", done.stdout)
-    return Check(
-        release is not None, "nvcc", f"{release[1]} at {path}" if release else f"{path} does not run"
-    )
+    return Check(release is not None, "nvcc", f"{release[1]} at {path}" if release else f"{path} does not run")
 
 
 def kernels(device: str) -> Iterator[Check]:
     """For each operation, the implementation that would run on this machine and those that would not, with why."""
     try:
         import torch
+
         from osim_kernels import registry
     except ImportError as error:
         yield Check(False, "kernels", f"{error}; make setup")

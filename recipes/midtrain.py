@@ -16,10 +16,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from configs import CONFIGS
-from osim_core.observe.report import write_report
 from rich.console import Console
 
+from configs import CONFIGS
 from osim_core.config import MidtrainConfig
 from osim_core.corpus.loader import PackedLoader
 from osim_core.corpus.prepare import prepare
@@ -29,6 +28,7 @@ from osim_core.observe.metrics import MetricsLog
 from osim_core.observe.opening import announce
 from osim_core.observe.outcome import midtrain_outcome
 from osim_core.observe.progress import Progress, Stages
+from osim_core.observe.report import write_report
 from osim_core.observe.run_dir import RunDirectory, is_rank_zero
 from osim_core.observe.throughput import Clock, measure_peak_tflops
 from osim_core.parallel import launch, layout

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from configs import CONFIGS
 
+from configs import CONFIGS
 from osim_core.config import MidtrainConfig, from_dict, to_dict
 
 

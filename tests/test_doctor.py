@@ -34,9 +34,7 @@ def test_a_missing_package_says_how_to_get_it():
 
 def test_another_megatron_than_the_pinned_one_is_reported(monkeypatch):
     real = importlib.metadata.version
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: "0.18.0" if name == "megatron-core" else real(name)
-    )
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.18.0" if name == "megatron-core" else real(name))
     check = doctor.megatron()
     assert not check.works
     assert check.detail == f"0.18.0, but {real('megatron-core')} is pinned: make setup"

@@ -9,6 +9,7 @@ Shape suffixes: T tokens, D hidden, V this rank's rows of the head.
 
 import torch
 import torch.distributed as dist
+
 from osim_kernels.registry import Implementation, Op, anywhere
 
 __all__ = ["fused_linear_logprob"]

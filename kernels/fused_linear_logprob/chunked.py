@@ -32,9 +32,7 @@ def fused_linear_logprob_chunked(
     if targets_N.device.type == "cpu" and targets_N.numel():
         low, high = targets_N.aminmax()
         if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"target ids {int(low)}..{int(high)} leave the vocabulary of {vocab_size} tokens"
-            )
+            raise ValueError(f"target ids {int(low)}..{int(high)} leave the vocabulary of {vocab_size} tokens")
     real_rows = min(max(vocab_size - vocab_start, 0), weight_VD.shape[0])  # the rest of the shard is padding
     logprob_N, entropy_N = _FusedLinearLogprob.apply(
         hidden_ND,
@@ -119,9 +117,7 @@ class _FusedLinearLogprob(torch.autograd.Function):
                 else:  # d entropy / dz = -p (log p + entropy)
                     probabilities_BC = logprobs_BC.exp()
                     grad_BC = logprobs_BC.add_(entropy_N[rows, None])
-                    grad_BC.mul_(grad_entropy_N[rows, None] / -ctx.temperature).sub_(
-                        grad_logprob_N[rows, None]
-                    )
+                    grad_BC.mul_(grad_entropy_N[rows, None] / -ctx.temperature).sub_(grad_logprob_N[rows, None])
                     grad_BC.mul_(probabilities_BC)
                 index_B, inside_B = _targets_in(targets_N[rows], columns)
                 grad_BC.scatter_add_(1, index_B[:, None], (grad_logprob_N[rows] * inside_B)[:, None])
@@ -180,9 +176,7 @@ def _targets_in(targets_B: torch.Tensor, columns: slice) -> tuple[torch.Tensor, 
 def _over_ranks(maximum_N, sum_N, moment_N, target_N, group):
     """Each rank's statistics as statistics of the whole vocabulary, in one all-gather; every rank gets equal bits."""
     mine_4N = torch.stack((maximum_N, sum_N, moment_N, target_N))
-    everyone = mine_4N.new_empty(
-        dist.get_world_size(group) * 4, mine_4N.shape[1]
-    )  # gloo wants the ranks' rows stacked
+    everyone = mine_4N.new_empty(dist.get_world_size(group) * 4, mine_4N.shape[1])  # gloo wants the ranks' rows stacked
     dist.all_gather_into_tensor(everyone, mine_4N, group=group)
     maximum_WN, sum_WN, moment_WN, target_WN = everyone.unflatten(0, (-1, 4)).unbind(1)
     maximum_N = maximum_WN.amax(dim=0)

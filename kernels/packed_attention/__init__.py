@@ -8,6 +8,7 @@ Shape suffixes: T query rows, S key rows, H query heads, G key/value heads, D he
 """
 
 import torch
+
 from osim_kernels.packed_attention.segments import Segments
 from osim_kernels.registry import Implementation, Op, anywhere
 
@@ -75,6 +76,4 @@ def packed_attention(
     assert num_heads % key_SGD.shape[1] == 0, f"{num_heads} query heads over {key_SGD.shape[1]} key heads"
     assert query_THD.dtype == key_SGD.dtype == value_SGD.dtype
     attend = _op.select(query_THD.device, query_THD.dtype, head_dim=head_dim)
-    return attend(
-        query_THD, key_SGD, value_SGD, segments, head_dim**-0.5 if softmax_scale is None else softmax_scale
-    )
+    return attend(query_THD, key_SGD, value_SGD, segments, head_dim**-0.5 if softmax_scale is None else softmax_scale)

@@ -4,6 +4,7 @@ Shape suffixes: T query rows, S key rows, H query heads, G key/value heads, R = 
 """
 
 import torch
+
 from osim_kernels.packed_attention.segments import Segments
 
 

@@ -11,14 +11,13 @@ from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
+
 from osim_kernels.packed_attention.segments import Segments, Span
 
 
 def packed_attention_sdpa(query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float):
     spans = [span for span in map(_trim, segments.spans) if span[0] < span[1]]
-    if (
-        not spans
-    ):  # zeros that still pass (zero) gradients: a gather of the keys may wait for them on other ranks
+    if not spans:  # zeros that still pass (zero) gradients: a gather of the keys may wait for them on other ranks
         zero = query_THD[:0].sum() + key_SGD[:0].sum() + value_SGD[:0].sum()
         return torch.zeros_like(query_THD) + zero
     queries = _cut(query_THD, [span[:2] for span in spans])

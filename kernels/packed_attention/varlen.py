@@ -16,8 +16,9 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
-from osim_kernels.packed_attention.segments import Segments
 from torch.nn.attention.varlen import varlen_attn
+
+from osim_kernels.packed_attention.segments import Segments
 
 CAUSAL = (-1, 0)  # unbounded to the left, nothing to the right
 
@@ -64,7 +65,5 @@ def runs(segments: Segments, num_queries: int, num_keys: int):
     rows_K = None
     if not (tiled and key_borders[-1] == num_keys):
         rows_K = torch.cat([torch.arange(start, stop) for start, stop in key_spans]).to(device)
-    cu_queries, cu_keys = (
-        torch.tensor(b, dtype=torch.int32).to(device) for b in (query_borders, key_borders)
-    )
+    cu_queries, cu_keys = (torch.tensor(b, dtype=torch.int32).to(device) for b in (query_borders, key_borders))
     return cu_queries, cu_keys, max(stop - start for start, stop in pairwise(query_borders)), rows_K

@@ -5,6 +5,7 @@ normed = rms_norm(x, weight, eps)
 """
 
 import torch
+
 from osim_kernels.registry import Implementation, Op, anywhere, needs_cuda
 
 __all__ = ["rms_norm"]

@@ -8,6 +8,7 @@ Shape suffixes: T tokens, H query heads, G key heads, D head dimension.
 """
 
 import torch
+
 from osim_kernels.registry import Implementation, Op, anywhere, needs_cuda
 from osim_kernels.rope.tables import inverse_frequencies, rope_tables
 

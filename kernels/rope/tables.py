@@ -44,9 +44,7 @@ def rope_tables(
     return angles_TD.cos() * attention_factor, angles_TD.sin() * attention_factor
 
 
-def inverse_frequencies(
-    head_dim: int, theta: float, scaling: dict[str, Any] | None
-) -> tuple[torch.Tensor, float]:
+def inverse_frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> tuple[torch.Tensor, float]:
     """(fp32 [head_dim / 2] radians per position, factor on the cosines and sines). Raises as `rope_tables`."""
     if head_dim % 2:
         raise ValueError(f"head_dim must be even for rotary embeddings, got {head_dim}")

@@ -5,6 +5,7 @@ hidden = swiglu(gate_up)
 """
 
 import torch
+
 from osim_kernels.registry import Implementation, Op, anywhere, needs_cuda
 
 __all__ = ["swiglu"]

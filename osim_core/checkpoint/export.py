@@ -5,6 +5,7 @@ python -m osim_core.checkpoint.export runs/.../checkpoints/step-00000100 OUT_DIR
 torchrun --nproc-per-node 8 -m osim_core.checkpoint.export RUN OUT_DIR --tensor 8      # models larger than a rank
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Annotated
 import tyro
 
 from osim_core.config import LayoutConfig
+from osim_core.corpus.render import Renderer
+from osim_core.corpus.tokenizer import load as load_tokenizer
 from osim_core.parallel import launch, layout
 
 
@@ -49,6 +52,8 @@ def export(checkpoint: Path, out: Path, tensor: int = 1) -> None:
     tokenizer = checkpoint.resolve().parent.parent / "tokenizer"
     if layout.rank() == 0 and tokenizer.is_dir():
         shutil.copytree(tokenizer, out, dirs_exist_ok=True)
+        stop = Renderer(load_tokenizer(tokenizer)).end_of_turn  # without it generate() runs on into the next turn
+        (out / "generation_config.json").write_text(json.dumps({"eos_token_id": stop, "pad_token_id": stop}))
     layout.shutdown()
 
 

@@ -39,8 +39,7 @@ class ChatML:
     """<|im_start|>role, newline, content, <|im_end|>, newline."""
 
     FRAMES = {  # noqa: RUF012 - a constant table
-        role: Frame(f"{TURN_START}{role}\n", f"{TURN_END}\n")
-        for role in ("system", "user", "assistant", "tool")
+        role: Frame(f"{TURN_START}{role}\n", f"{TURN_END}\n") for role in ("system", "user", "assistant", "tool")
     }
 
     def frames(self, conversation: Conversation) -> list[Frame]:

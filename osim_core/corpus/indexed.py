@@ -91,9 +91,7 @@ class IndexedTokens:
             raise ValueError(f"{idx_path}: not a Megatron index of integer tokens, version 1")
         needed = _HEADER.size + 12 * count + 8 * border_count
         if len(index) < needed:
-            raise ValueError(
-                f"{idx_path}: truncated index ({len(index)} of {needed} bytes); prepare the corpus again"
-            )
+            raise ValueError(f"{idx_path}: truncated index ({len(index)} of {needed} bytes); prepare the corpus again")
         self.dtype = np.dtype(_DTYPES[code])
         self.lengths = np.frombuffer(index, np.int32, count, _HEADER.size)
         self.pointers = np.frombuffer(index, np.int64, count, _HEADER.size + 4 * count)

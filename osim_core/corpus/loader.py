@@ -148,14 +148,11 @@ class PackedLoader:
         loads = np.array([(length.sum(), (length**2).sum()) for length in lengths], np.int64)
         groups = balance_rows(loads, self.world)
         return [
-            read_row(self.shards, rows[i], self.sequence_length, loss_on)
-            for i in np.flatnonzero(groups == self.rank)
+            read_row(self.shards, rows[i], self.sequence_length, loss_on) for i in np.flatnonzero(groups == self.rank)
         ]
 
 
-def read_row(
-    shards: ShardSet, pieces: np.ndarray, sequence_length: int, loss_on: str = "simulated"
-) -> PackedBatch:
+def read_row(shards: ShardSet, pieces: np.ndarray, sequence_length: int, loss_on: str = "simulated") -> PackedBatch:
     """Assemble one row (PIECE [S]) from the mapped shards. No pieces make a row of padding.
 
     weights["ce"][t] is 1 where the token after t belongs to the same piece and, with loss_on "simulated", lies in one
@@ -208,8 +205,6 @@ def _weights(
     low = np.repeat(pieces["offset"] + 1, counts)  # a piece's first token is never a target
     high = np.repeat(pieces["offset"] + lengths, counts)
     edges = np.clip(np.concatenate([*spans, np.zeros(0, np.int32)]) + shift, low, high)
-    edges = np.concatenate(
-        [[0], edges - 1, [sequence_length]]
-    )  # the weight stands where the target is predicted
+    edges = np.concatenate([[0], edges - 1, [sequence_length]])  # the weight stands where the target is predicted
     on = np.arange(len(edges) - 1) % 2
     return np.repeat(on.astype(np.float32), np.diff(edges))

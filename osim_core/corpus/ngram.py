@@ -82,9 +82,7 @@ class _Order:
         once, twice = int((count_G == 1).sum()), int((count_G == 2).sum())
         # Without n-grams seen once there is nothing to estimate the discount from; a half keeps the model proper.
         self.discount = once / (once + 2 * twice) if once else 0.5
-        if (
-            self.discount == 1.0
-        ):  # nothing seen twice; a whole count less would leave no mass for what was seen
+        if self.discount == 1.0:  # nothing seen twice; a whole count less would leave no mass for what was seen
             self.discount = 0.5
         # keys are sorted, so the n-grams of one context are neighbours
         self.context, first, self.types = np.unique(context_G, return_index=True, return_counts=True)

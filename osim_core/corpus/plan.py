@@ -143,13 +143,9 @@ def draw_documents(shards: ShardSet, mix: dict[str, float], seed: int, epoch: in
     """
     for name, share in mix.items():
         if name not in shards.source_names:
-            raise ValueError(
-                f"sources: unknown source {name!r}; the shards hold {', '.join(shards.source_names)}"
-            )
+            raise ValueError(f"sources: unknown source {name!r}; the shards hold {', '.join(shards.source_names)}")
         if not 0 <= share < float("inf"):
-            raise ValueError(
-                f"sources: {name!r} has share {share}; give the epochs of it in one pass, 0 or more"
-            )
+            raise ValueError(f"sources: {name!r} has share {share}; give the epochs of it in one pass, 0 or more")
     draws = (shards.lengths > 0).astype(np.int32)
     for index, name in enumerate(shards.source_names):
         share = mix.get(name, 1.0)

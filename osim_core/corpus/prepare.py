@@ -76,9 +76,7 @@ def prepare(data: DataConfig, report: Report | None = None) -> Path:
         except ValueError:
             shutil.rmtree(partial)
             raise
-        write_durably(
-            partial / "manifest.json", json.dumps({**manifest, "identity": identity}, indent=1).encode()
-        )
+        write_durably(partial / "manifest.json", json.dumps({**manifest, "identity": identity}, indent=1).encode())
         partial.rename(folder)
         sync_folder(cache)
     return folder
@@ -172,8 +170,7 @@ class _Corpus:
             "sources": names,
             "shards": shards,
             "statistics": {
-                name: {split: vars(count) for split, count in by_split.items()}
-                for name, by_split in counts.items()
+                name: {split: vars(count) for split, count in by_split.items()} for name, by_split in counts.items()
             },
             "notes": {name: dict(notes) for name, notes in self.notes.items()},
             "licences": {source.name: f"{source.licence}; {source.homepage}" for source in self.packaged},
@@ -246,15 +243,11 @@ class _Corpus:
             report("tokenizer", 1, 1)
             return trained
         self.tokenizer.save(folder)
-        if (
-            self.data.chat_format == "chatml"
-        ):  # whoever serves the model must use the format it was trained in
+        if self.data.chat_format == "chatml":  # whoever serves the model must use the format it was trained in
             write_durably(folder / "chat_template.jinja", CHATML_TEMPLATE.encode())
         return self.tokenizer
 
-    def _training_texts(
-        self, packaged: list[tuple[Split, Conversation]], own_rows: Counter[str]
-    ) -> Iterator[str]:
+    def _training_texts(self, packaged: list[tuple[Split, Conversation]], own_rows: Counter[str]) -> Iterator[str]:
         """What the model must write or is told, from the train split; user turns repeat other people's."""
         taken: Counter[str] = Counter()
         for split, conversation in self._stream(packaged, own_rows):

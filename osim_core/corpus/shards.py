@@ -50,9 +50,7 @@ class ShardWriter:
     manifest lists yet.
     """
 
-    def __init__(
-        self, folder: str | Path, split: str, vocab_size: int, sources: list[str], max_documents: int
-    ) -> None:
+    def __init__(self, folder: str | Path, split: str, vocab_size: int, sources: list[str], max_documents: int) -> None:
         if max_documents < 1:
             raise ValueError(f"shard_documents: must be at least 1, got {max_documents}")
         self.folder, self.split, self.vocab_size = Path(folder), split, vocab_size
@@ -228,9 +226,7 @@ class ShardSet:
         if damaged and on_damaged == "stop":
             raise ValueError(next(iter(damaged.values())))
         if len(damaged) == len(entries):
-            raise ValueError(
-                f"{folder}: every {split} shard is damaged; first: {next(iter(damaged.values()))}"
-            )
+            raise ValueError(f"{folder}: every {split} shard is damaged; first: {next(iter(damaged.values()))}")
         for reason in damaged.values():
             logger.warning("quarantined %s", reason)
         return cls(folder, split, manifest["sources"], entries, damaged)
@@ -348,9 +344,7 @@ def _verify(folder: Path, split: str, entries: list[dict[str, Any]]) -> dict[str
     return {entry["name"]: reason for entry, (reason, _) in zip(entries, verdicts, strict=True) if reason}
 
 
-def _check_shard(
-    folder: Path, stamps: dict[str, list], entry: dict[str, Any]
-) -> tuple[str | None, dict[str, list]]:
+def _check_shard(folder: Path, stamps: dict[str, list], entry: dict[str, Any]) -> tuple[str | None, dict[str, list]]:
     """(what is wrong with the shard or None, {file: [size, mtime_ns, sha256]} of the files that are as promised)."""
     reason, passed = None, {}
     for name, promised in entry["files"].items():

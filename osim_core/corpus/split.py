@@ -12,9 +12,7 @@ from typing import Literal
 from osim_core.corpus.conversation import Conversation
 
 Split = Literal["train", "validation"]
-MAX_DROPPED_SHARE = (
-    0.01  # a group that would drag more than this out of training is a hub, and always trained
-)
+MAX_DROPPED_SHARE = 0.01  # a group that would drag more than this out of training is a hub, and always trained
 
 
 def rank(text: str, seed: int) -> float:

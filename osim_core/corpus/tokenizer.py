@@ -79,9 +79,7 @@ class HuggingFaceTokenizer:
         try:
             self._markup = tokenizers.Tokenizer.from_file(str(path))
             self._plain = tokenizers.Tokenizer.from_file(str(path))
-        except (
-            Exception
-        ) as error:  # the library raises bare Exception, for a broken file as for a missing one
+        except Exception as error:  # the library raises bare Exception, for a broken file as for a missing one
             raise ValueError(f"{path}: not a readable tokenizer.json ({error})") from error
         self._plain.encode_special_tokens = True  # True means: as text
         for tokenizer in (self._markup, self._plain):
@@ -212,9 +210,7 @@ def train(texts: Iterable[str], folder: Path, vocab_size: int) -> Tokenizer:
     """
     specials = [TEXT_END, TURN_START, TURN_END]
     if vocab_size < 256 + len(specials):
-        raise ValueError(
-            f"vocab_size {vocab_size}: a byte-level vocabulary needs at least {256 + len(specials)}"
-        )
+        raise ValueError(f"vocab_size {vocab_size}: a byte-level vocabulary needs at least {256 + len(specials)}")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -12,6 +12,7 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
+
 from osim_kernels.fused_linear_logprob import fused_linear_logprob
 
 

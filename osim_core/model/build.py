@@ -21,13 +21,13 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from osim_kernels.packed_attention import packed_attention
-from osim_kernels.rms_norm import rms_norm
-from osim_kernels.rope import rope
 
 from osim_core.config import LayoutConfig, ModelConfig
 from osim_core.model.packed_row import PackedRow
 from osim_core.parallel.context import gather_row
+from osim_kernels.packed_attention import packed_attention
+from osim_kernels.rms_norm import rms_norm
+from osim_kernels.rope import rope
 
 
 class RMSNorm(torch.nn.Module):

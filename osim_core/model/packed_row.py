@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
-from osim_kernels.packed_attention import Segments
-from osim_kernels.rope import rope_tables
 
 from osim_core.batch import PackedBatch
 from osim_core.config import ModelConfig
 from osim_core.parallel.context import local_chunks, local_slice
+from osim_kernels.packed_attention import Segments
+from osim_kernels.rope import rope_tables
 
 
 @dataclass(kw_only=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import SMOLLM2_135M
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from configs import SMOLLM2_135M
 from osim_core.batch import PackedBatch
 from osim_core.model.hf_config import model_config_from_hf
 from osim_core.model.packaged import smollm2_gguf, unpack_smollm2

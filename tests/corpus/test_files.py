@@ -115,9 +115,7 @@ def test_a_bad_row_is_named(tmp_path, name):
 
 def test_a_bad_parquet_row_is_named_from_zero(tmp_path):
     rows = [GOOD] * 1500 + [said("user", None)]
-    with pytest.raises(
-        ValueError, match=r"rows.parquet, row 1500, message 0: content must be a string, got null"
-    ):
+    with pytest.raises(ValueError, match=r"rows.parquet, row 1500, message 0: content must be a string, got null"):
         read(parquet(tmp_path, *rows))
 
 

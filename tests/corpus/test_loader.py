@@ -59,9 +59,7 @@ def identity(batch):
 def step_rows(corpus, step, world=1, **options):
     """The rows of a global step over all ranks, as a multiset."""
     return Counter(
-        identity(b)
-        for rank in range(world)
-        for b in make(corpus, rank=rank, world=world, **options).batch(step)
+        identity(b) for rank in range(world) for b in make(corpus, rank=rank, world=world, **options).batch(step)
     )
 
 
@@ -87,12 +85,7 @@ def test_a_row_is_its_documents(corpus):
             if len(borders) - 1 > len(row):  # the padding tail is one more segment
                 tail = slice(borders[-2], None)
                 assert len(borders) - 1 == len(row) + 1 and batch.documents_S[-1] == batch.sources_S[-1] == -1
-                assert (
-                    batch.tokens_T[tail].sum()
-                    == batch.labels_T[tail].sum()
-                    == batch.weights["ce"][tail].sum()
-                    == 0
-                )
+                assert batch.tokens_T[tail].sum() == batch.labels_T[tail].sum() == batch.weights["ce"][tail].sum() == 0
             else:
                 assert borders[-1] == sum(row["stop"] - row["start"]) == LENGTH
 
@@ -168,12 +161,7 @@ def test_order_of_a_rank_is_repeatable_and_seeded(corpus):
 
 def test_ranks_get_equal_rows_and_near_equal_work(corpus):
     work = [
-        [
-            sum(
-                int((b.cu_seqlens.diff()[b.documents_S >= 0] ** 2).sum())
-                for b in make(corpus, rank=r, world=4).batch(s)
-            )
-        ]
+        [sum(int((b.cu_seqlens.diff()[b.documents_S >= 0] ** 2).sum()) for b in make(corpus, rank=r, world=4).batch(s))]
         for s in range(5)
         for r in range(4)
     ]
@@ -201,8 +189,7 @@ def test_a_failure_while_reading_ahead_reaches_the_step(corpus, monkeypatch):
 def test_evaluation_is_the_same_for_every_world_and_seed(corpus):
     def rows(world, seed, wanted=30):
         ranks = [
-            make(corpus, rank=r, world=world, seed=seed, sources={"chat": 0.5}).evaluation(wanted)
-            for r in range(world)
+            make(corpus, rank=r, world=world, seed=seed, sources={"chat": 0.5}).evaluation(wanted) for r in range(world)
         ]
         assert len({len(batches) for batches in ranks}) == 1
         assert all(len(batch) == ROWS // world for batches in ranks for batch in batches)
@@ -221,9 +208,7 @@ def test_evaluation_is_the_same_for_every_world_and_seed(corpus):
 
 
 def test_world_that_does_not_divide_is_refused_with_the_fix(corpus):
-    with pytest.raises(
-        ValueError, match=r"12 rows cannot be shared equally by 5 data-parallel ranks; use 10"
-    ):
+    with pytest.raises(ValueError, match=r"12 rows cannot be shared equally by 5 data-parallel ranks; use 10"):
         make(corpus, world=5)
     with pytest.raises(ValueError, match=r"global_batch_rows: 0 rows"):
         make(corpus, rows=0)

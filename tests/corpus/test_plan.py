@@ -27,9 +27,7 @@ def corpus(tmp_path_factory):
 
 def targets_of(pieces) -> Counter:
     """(document, token) -> how often the pieces predict it."""
-    return Counter(
-        (int(p["document"]), token) for p in pieces for token in range(int(p["start"]) + 1, int(p["stop"]))
-    )
+    return Counter((int(p["document"]), token) for p in pieces for token in range(int(p["start"]) + 1, int(p["stop"])))
 
 
 @pytest.mark.parametrize("capacity", [2, 3, 7, 16, 33, 70, 500])
@@ -60,9 +58,7 @@ def test_split_cuts_at_the_last_turn_that_fits(tmp_path):
 def test_pieces_follow_the_policy_and_losses_are_counted(corpus, overlong):
     documents, shards = corpus
     capacity = 29
-    offsets, pieces, statistics = build_plan(
-        shards, sequence_length=capacity, **DEFAULTS | {"overlong": overlong}
-    )
+    offsets, pieces, statistics = build_plan(shards, sequence_length=capacity, **DEFAULTS | {"overlong": overlong})
     lengths = np.array([len(d.tokens) for d in documents])
     expected = {
         "split": int((lengths < 2).sum()),
@@ -70,11 +66,7 @@ def test_pieces_follow_the_policy_and_losses_are_counted(corpus, overlong):
         "drop": int((lengths < 2).sum() + lengths[lengths > capacity].sum()),
     }
     if overlong == "split":  # a last piece of one token that carries no loss goes too
-        assert (
-            expected["split"]
-            <= statistics["dropped_tokens"]
-            <= expected["split"] + (lengths > capacity).sum()
-        )
+        assert expected["split"] <= statistics["dropped_tokens"] <= expected["split"] + (lengths > capacity).sum()
     else:
         assert statistics["dropped_tokens"] == expected[overlong]
         assert set(pieces["start"]) == {0}
@@ -128,9 +120,7 @@ def test_half_an_epoch_changes_and_depends_on_the_seed(corpus):
 
 def test_multiplicity_reaches_the_rows(corpus):
     _, shards = corpus
-    _, pieces, statistics = build_plan(
-        shards, sequence_length=80, **DEFAULTS | {"mix": {"chat": 2.0, "plays": 0}}
-    )
+    _, pieces, statistics = build_plan(shards, sequence_length=80, **DEFAULTS | {"mix": {"chat": 2.0, "plays": 0}})
     visits = Counter(pieces["document"].tolist())
     long_enough = shards.lengths >= 2
     for number in np.flatnonzero(long_enough).tolist():
@@ -142,8 +132,7 @@ def test_multiplicity_reaches_the_rows(corpus):
 def test_seed_and_epoch_change_the_order_and_nothing_else(corpus):
     _, shards = corpus
     plans = [
-        build_plan(shards, sequence_length=64, **DEFAULTS | change)
-        for change in ({}, {}, {"seed": 4}, {"epoch": 1})
+        build_plan(shards, sequence_length=64, **DEFAULTS | change) for change in ({}, {}, {"seed": 4}, {"epoch": 1})
     ]
     sets = [Counter(pieces[["document", "start", "stop"]].tolist()) for _, pieces, _ in plans]
     assert sets[0] == sets[1] == sets[2] == sets[3]
@@ -228,7 +217,5 @@ def test_of_many_that_start_together_one_builds(corpus, tmp_path, monkeypatch):
 
     monkeypatch.setattr(plan_module, "build_plan", build)
     with ThreadPoolExecutor(4) as pool:  # the lock is a file's, so threads stand for processes
-        plans = list(
-            pool.map(lambda _: open_plan(tmp_path, shards, sequence_length=64, **DEFAULTS), range(4))
-        )
+        plans = list(pool.map(lambda _: open_plan(tmp_path, shards, sequence_length=64, **DEFAULTS), range(4)))
     assert len(built) == 1 and len({len(plan) for plan in plans}) == 1

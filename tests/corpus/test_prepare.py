@@ -155,9 +155,7 @@ def test_an_edited_file_is_read_again(data):
 def test_a_bad_row_leaves_nothing_behind(data, tmp_path):
     with open(data.paths[0], "a") as file:
         file.write('{"data_source": "helpdesk", "messages": [{"role": "user", "content": null}]}\n')
-    with pytest.raises(
-        ValueError, match=r"chats.jsonl, line 361, message 0: content must be a string, got null"
-    ):
+    with pytest.raises(ValueError, match=r"chats.jsonl, line 361, message 0: content must be a string, got null"):
         prepare(data)
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
 

@@ -31,22 +31,16 @@ THINKING = (  # an empty think block in the last turn if it is the assistant's, 
 )
 COUNTED = "{{ messages | length }}" + CHATML_TEMPLATE
 FORGETFUL = (
-    "{% for m in messages[-4:] %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
-    "{% endfor %}"
+    "{% for m in messages[-4:] %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
 )
-QUIET = (
-    "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
-)
+QUIET = "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
 CENSORED = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m.role + '\\n' + m.content | replace('x', '') + '<|im_end|>\\n' }}"
     "{% endfor %}"
 )
 ENDLESS = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '\\n' }}{% endfor %}"
-STRICT = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-    + CHATML_TEMPLATE
-)
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML_TEMPLATE
 MERGED = "{% for m in messages %}{{ m.role + ' ' + m.content + '<|im_end|>' }}{% endfor %}"
 
 
@@ -92,9 +86,7 @@ def chat_of(conversation):
 @given(turns=turns)
 def test_ids_equal_transformers_chat_template(renderer, theirs, turns):
     c = conversation(*turns)
-    assert renderer.render([c])[0].tokens.tolist() == theirs.apply_chat_template(
-        chat_of(c), return_dict=False
-    )
+    assert renderer.render([c])[0].tokens.tolist() == theirs.apply_chat_template(chat_of(c), return_dict=False)
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,9 +157,7 @@ def test_a_template_that_cannot_be_trained_is_refused_by_row(folder, tmp_path, n
         Renderer(tokenizer).render([chat])
     assert "\n" not in str(error.value)
     assert "document 'test/1'" in str(error.value)
-    assert (
-        len(Renderer(tokenizer, "chatml").render([chat])[0].tokens) > 0
-    )  # the way out that the message names
+    assert len(Renderer(tokenizer, "chatml").render([chat])[0].tokens) > 0  # the way out that the message names
 
 
 def test_one_bad_conversation_among_good_ones_is_the_one_named(folder, tmp_path):
@@ -189,9 +179,7 @@ def test_work_is_linear_in_the_length_of_a_conversation(folder, tmp_path, monkey
     monkeypatch.setattr(JinjaTemplate, "render", counting)
     renderer = Renderer(with_template(folder, tmp_path, BLOCKS))
     real_encode = renderer.tokenizer.encode_batch
-    monkeypatch.setattr(
-        renderer.tokenizer, "encode_batch", lambda t: (encoded.append(len(t)), real_encode(t))[1]
-    )
+    monkeypatch.setattr(renderer.tokenizer, "encode_batch", lambda t: (encoded.append(len(t)), real_encode(t))[1])
 
     def work(length):
         chat = conversation(*[("ua"[i % 2], f"message {i}") for i in range(length)])

@@ -32,13 +32,9 @@ def test_documents_come_back(tmp_path, vocab_size, max_documents):
         length = len(document.tokens)
         assert shards.id(number) == document.id
         np.testing.assert_array_equal(shards.tokens(number), document.tokens)
-        np.testing.assert_array_equal(
-            shards.tokens(number, length // 3, length), document.tokens[length // 3 :]
-        )
+        np.testing.assert_array_equal(shards.tokens(number, length // 3, length), document.tokens[length // 3 :])
         np.testing.assert_array_equal(shards.loss_mask(number), loss_mask(document))
-        np.testing.assert_array_equal(
-            shards.loss_mask(number, length // 2), loss_mask(document)[length // 2 :]
-        )
+        np.testing.assert_array_equal(shards.loss_mask(number, length // 2), loss_mask(document)[length // 2 :])
         np.testing.assert_array_equal(shards.turn_starts(number), document.turn_starts)
 
 
@@ -72,9 +68,7 @@ def replaced(document, **fields):
     ],
 )
 def test_bad_document_is_refused_by_id(tmp_path, fields, message):
-    good = RenderedDocument(
-        "chat/x", "chat", np.arange(4, dtype=np.int32), np.array([[1, 4]]), np.array([0, 2])
-    )
+    good = RenderedDocument("chat/x", "chat", np.arange(4, dtype=np.int32), np.array([[1, 4]]), np.array([0, 2]))
     writer = ShardWriter(tmp_path, "train", 1000, SOURCES, 10)
     writer.add(good)
     with pytest.raises(ValueError, match=rf"document 'chat/x' .*{message}"):
@@ -157,9 +151,7 @@ def test_second_start_hashes_nothing(tmp_path, monkeypatch):
 def test_vocabulary_beyond_the_declared_is_refused(tmp_path):
     write_shards(tmp_path, make_documents(40, vocab_size=900))
     ShardSet.open(tmp_path, "train", vocab_size=900)
-    with pytest.raises(
-        ValueError, match=r"train-00000\.bin: holds token 89\d, but the declared vocabulary has 800"
-    ):
+    with pytest.raises(ValueError, match=r"train-00000\.bin: holds token 89\d, but the declared vocabulary has 800"):
         ShardSet.open(tmp_path, "train", "quarantine", vocab_size=800)
 
 

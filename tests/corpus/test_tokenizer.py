@@ -12,9 +12,7 @@ from transformers import AutoTokenizer
 from osim_core.corpus import tokenizer as tokenizers
 from osim_core.corpus.tokenizer import TEXT_END, TURN_END, TURN_START
 
-TEXTS = [f"how are you {i}? i'm fine, thanks :) what's new" for i in range(300)] + [
-    "caf\u00e9 \u732b\n\n"
-] * 5
+TEXTS = [f"how are you {i}? i'm fine, thanks :) what's new" for i in range(300)] + ["caf\u00e9 \u732b\n\n"] * 5
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +101,7 @@ def test_transformers_loads_what_was_trained(trained):
 
 
 def test_a_file_or_its_folder(trained):
-    assert (
-        tokenizers.load(trained.where / "tokenizer.json").fingerprint
-        == tokenizers.load(trained.where).fingerprint
-    )
+    assert tokenizers.load(trained.where / "tokenizer.json").fingerprint == tokenizers.load(trained.where).fingerprint
 
 
 def test_a_saved_sentencepiece_model_loads_from_its_folder(pieces, tmp_path):
@@ -124,9 +119,7 @@ def test_models_that_cannot_hold_a_chat_are_refused(pieces):
 
 
 def test_what_is_no_tokenizer_is_one_clear_line(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"expected a tokenizer.json, a folder that holds one, or a sentencepiece"
-    ):
+    with pytest.raises(ValueError, match=r"expected a tokenizer.json, a folder that holds one, or a sentencepiece"):
         tokenizers.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"no": "model"}))
     with pytest.raises(ValueError, match=r"tokenizer.json: not a readable tokenizer.json"):

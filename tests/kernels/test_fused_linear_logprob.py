@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from osim_kernels import registry
-from osim_kernels.fused_linear_logprob import chunked, fused_linear_logprob
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from osim_kernels import registry
+from osim_kernels.fused_linear_logprob import chunked, fused_linear_logprob
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -51,9 +52,7 @@ def with_gradients(inputs, logprob_T, entropy_T):
 
 
 def assert_exact(hidden_TD, weight_VD, targets_T, tolerance=1e-11, **options):
-    mine = with_gradients(
-        (hidden_TD, weight_VD), *fused_linear_logprob(hidden_TD, weight_VD, targets_T, **options)
-    )
+    mine = with_gradients((hidden_TD, weight_VD), *fused_linear_logprob(hidden_TD, weight_VD, targets_T, **options))
     inputs, logprob_T, entropy_T = truth(hidden_TD, weight_VD, targets_T, **options)
     true = with_gradients(inputs, logprob_T, entropy_T if options.get("with_entropy") else None)
     names = (*("logprob", "entropy")[: len(mine) - 2], "dhidden", "dweight")
@@ -221,9 +220,7 @@ def test_no_tensor_grows_with_tokens_times_vocabulary(dtype, monkeypatch):
 
 def test_a_frozen_input_gets_no_gradient_and_does_not_disturb_the_other():
     hidden_TD, weight_VD, targets_T = make(9, 6, 31)
-    both = torch.autograd.grad(
-        fused_linear_logprob(hidden_TD, weight_VD, targets_T)[0].sum(), (hidden_TD, weight_VD)
-    )
+    both = torch.autograd.grad(fused_linear_logprob(hidden_TD, weight_VD, targets_T)[0].sum(), (hidden_TD, weight_VD))
     frozen_head = fused_linear_logprob(hidden_TD, weight_VD.detach(), targets_T)[0]
     frozen_body = fused_linear_logprob(hidden_TD.detach(), weight_VD, targets_T)[0]
     assert torch.equal(torch.autograd.grad(frozen_head.sum(), hidden_TD)[0], both[0])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
 from osim_kernels.fused_linear_logprob import chunked, fused_linear_logprob
 
 WORLD, TOKENS, HIDDEN = 4, 29, 6
@@ -29,9 +30,7 @@ def inputs(case):
     generator = torch.Generator().manual_seed(7)
     settings = dict(case)
     vocab, real = settings.pop("vocab"), settings.pop("real")
-    hidden_TD = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=generator) * settings.pop(
-        "scale", 1.0
-    )
+    hidden_TD = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=generator) * settings.pop("scale", 1.0)
     weight_VD = torch.randn(vocab, HIDDEN, dtype=torch.float64, generator=generator)
     targets_T = torch.randint(0, real, (TOKENS,), generator=generator)
     masked = settings.pop("masked", False)

@@ -5,9 +5,6 @@ Shape suffixes: T tokens, H query heads, G key heads, D head dimension.
 
 import pytest
 import torch
-from osim_kernels.rms_norm import rms_norm
-from osim_kernels.rope import inverse_frequencies, rope, rope_tables
-from osim_kernels.swiglu import swiglu
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import (
     LlamaMLP,
@@ -15,6 +12,10 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     apply_rotary_pos_emb,
 )
+
+from osim_kernels.rms_norm import rms_norm
+from osim_kernels.rope import inverse_frequencies, rope, rope_tables
+from osim_kernels.swiglu import swiglu
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -153,6 +154,4 @@ def test_swiglu_equals_the_llama_block(dtype):
     fused = torch.cat((block.gate_proj.weight, block.up_proj.weight))
     mine = block.down_proj(swiglu(x @ fused.T))
     torch.testing.assert_close(mine, block(x))
-    torch.testing.assert_close(
-        *(torch.autograd.grad(y.float().square().sum(), x)[0] for y in (mine, block(x)))
-    )
+    torch.testing.assert_close(*(torch.autograd.grad(y.float().square().sum(), x)[0] for y in (mine, block(x))))

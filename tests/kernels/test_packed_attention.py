@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.varlen import varlen_attn
+
 from osim_kernels import registry
 from osim_kernels.packed_attention import Segments, packed_attention, varlen
 from osim_kernels.packed_attention.reference import packed_attention_reference
 from osim_kernels.packed_attention.sdpa import packed_attention_sdpa
-from torch.nn.attention.varlen import varlen_attn
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -61,9 +62,7 @@ def assert_equals_reference(attend, qkv, segments, scale=0.3):
     tolerance = TOLERANCE[qkv[0].dtype]
     wide = tuple(x.detach().double().requires_grad_() for x in qkv)
     truths = results(packed_attention_reference, wide, segments, scale)
-    for name, mine, truth in zip(
-        ("out", "dq", "dk", "dv"), results(attend, qkv, segments, scale), truths, strict=True
-    ):
+    for name, mine, truth in zip(("out", "dq", "dk", "dv"), results(attend, qkv, segments, scale), truths, strict=True):
         error = (mine.double() - truth).abs().max() / truth.abs().max().clamp(min=1.0)
         assert error <= tolerance, f"{name} is off by {error:.2e}"
 
@@ -129,9 +128,7 @@ def test_rows_in_no_segment_give_zero_and_take_no_gradient(attend):
     out, *grads = results(attend, qkv, segments, 1.0)
     outside = [0, 1, 5, 6, 7, 8, 10, 11]
     assert (out[outside] == 0).all() and all((g[[0, 1, 5, 6, 10, 11]] == 0).all() for g in grads)
-    assert (out[[2, 3, 4, 9]] != 0).all() and (grads[0][[3, 4]] != 0).any(), (
-        "the segments themselves must attend"
-    )
+    assert (out[[2, 3, 4, 9]] != 0).all() and (grads[0][[3, 4]] != 0).any(), "the segments themselves must attend"
 
 
 def test_no_document_sees_another_or_the_future(attend):
@@ -207,7 +204,5 @@ def test_the_stand_in_accepts_exactly_the_arguments_that_torch_does():
 def test_override_reaches_the_entry(monkeypatch):
     qkv = random_qkv(3, 3, 1, 1, 8)
     monkeypatch.setenv(registry.VARIABLE, "packed_attention=varlen")
-    with pytest.raises(
-        ValueError, match="packed_attention=varlen cannot run on cpu float64: needs a CUDA device"
-    ):
+    with pytest.raises(ValueError, match="packed_attention=varlen cannot run on cpu float64: needs a CUDA device"):
         packed_attention(*qkv, Segments.from_cu_seqlens(torch.tensor([0, 3])))

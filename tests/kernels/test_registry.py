@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+
 from osim_kernels import registry
 from osim_kernels.registry import Implementation, Op
 from osim_kernels.rms_norm import rms_norm
@@ -98,9 +99,7 @@ def test_a_misspelt_override_is_an_error(overrides, message, monkeypatch):
 
 def test_nothing_that_can_run_is_an_error():
     op = Op("cuda_only", Implementation(name="gpu", load=lambda: None, refuses=registry.needs_cuda))
-    with pytest.raises(
-        ValueError, match="no implementation of cuda_only runs on cpu float32: gpu: needs a CUDA"
-    ):
+    with pytest.raises(ValueError, match="no implementation of cuda_only runs on cpu float32: gpu: needs a CUDA"):
         op.select(CPU, torch.float32)
 
 

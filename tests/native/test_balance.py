@@ -32,9 +32,7 @@ def test_heaviest_group_is_within_a_third_of_the_best_possible(seed):
     """Graham's 4/3 bound, on the sum that the rule balances, against all ways to deal six rows to two groups."""
     loads = np.random.default_rng(seed).integers(1, 50, size=(6, 2))
     weight = (loads / loads.sum(axis=0)).sum(axis=1)
-    best = min(
-        max(weight[list(c)].sum(), 2 - weight[list(c)].sum()) for c in itertools.combinations(range(6), 3)
-    )
+    best = min(max(weight[list(c)].sum(), 2 - weight[list(c)].sum()) for c in itertools.combinations(range(6), 3))
     dealt = balance_rows(loads, 2)
     assert max(weight[dealt == 0].sum(), weight[dealt == 1].sum()) <= best * 4 / 3 + 1e-9
 

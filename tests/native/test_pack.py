@@ -86,9 +86,7 @@ def test_conversation_like_lengths_leave_at_most_a_ten_thousandth_of_padding(cap
     lengths = np.clip(np.exp(np.log(467) - 0.5 + normal_N), 8, capacity).astype(np.int32)
     packed = pack_documents(lengths, capacity)
     assert packed.padding_share <= 1e-4
-    assert packed.padding_share == pytest.approx(
-        room_of_rows(packed, lengths).sum() / (len(packed) * capacity)
-    )
+    assert packed.padding_share == pytest.approx(room_of_rows(packed, lengths).sum() / (len(packed) * capacity))
 
 
 def test_only_documents_past_half_a_row_leave_what_their_lengths_dictate():

@@ -39,10 +39,6 @@ def test_a_file_added_after_the_install_is_found(tmp_path):
 
 def test_nothing_is_importable_as_kernels(tmp_path):
     """The name belongs to a Hugging Face package that transformers probes for."""
-    code = (
-        "import importlib.util, sys; spec = importlib.util.find_spec('kernels'); print(spec and spec.origin)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
+    code = "import importlib.util, sys; spec = importlib.util.find_spec('kernels'); print(spec and spec.origin)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert str(ROOT) not in done.stdout

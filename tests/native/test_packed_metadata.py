@@ -85,9 +85,7 @@ def test_the_cuda_module_holds_code_for_a100_and_h100():
     if cuobjdump is None:
         pytest.skip("no cuobjdump, neither Triton's nor the toolkit's")
     module = find_spec("osim_core._cuda").origin
-    listing = subprocess.run(
-        [cuobjdump, "--list-elf", module], capture_output=True, text=True, check=True
-    ).stdout
+    listing = subprocess.run([cuobjdump, "--list-elf", module], capture_output=True, text=True, check=True).stdout
     assert "sm_80.cubin" in listing and "sm_90a.cubin" in listing, listing
 
 
@@ -105,9 +103,7 @@ def test_the_gpu_agrees_with_its_cpu_twin(lengths):
         strict=True,
     ):
         np.testing.assert_array_equal(ours.cpu().numpy(), twin)
-    np.testing.assert_array_equal(
-        _cuda.squared_lengths(on_gpu).cpu().numpy(), _native.squared_lengths(cu_seqlens)
-    )
+    np.testing.assert_array_equal(_cuda.squared_lengths(on_gpu).cpu().numpy(), _native.squared_lengths(cu_seqlens))
 
 
 @needs_cuda_module

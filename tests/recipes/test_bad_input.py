@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from configs import CONFIGS
 
+from configs import CONFIGS
 from osim_core.observe.run_dir import RunDirectory
 from osim_core.preflight import check_config, check_data
 from tests.support.documents import make_documents, write_shards

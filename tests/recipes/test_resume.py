@@ -25,7 +25,7 @@ STEPS, SAVE_EVERY = 12, 4
 def place(tmp_path_factory) -> Path:
     """A folder with a small file of conversations; the cache of tokenizer and shards is shared by all runs here."""
     folder = tmp_path_factory.mktemp("resume")
-    words = "the a cat dog runs sleeps eats on under tree house why because yes no maybe".split()
+    words = ["the", "a", "cat", "dog", "runs", "sleeps", "eats", "on", "under", "tree", "house", "why", "yes", "no"]
     draw = random.Random(3)
     with open(folder / "talks.jsonl", "w") as file:
         for number in range(150):

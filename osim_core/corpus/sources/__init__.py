@@ -52,9 +52,7 @@ class SourceInfo:
         folder = self.folder()
         paths = sorted(path for pattern in self.files for path in folder.glob(pattern))
         if not paths:
-            raise ValueError(
-                f"source {self.name!r}: no {' or '.join(self.files)} in package {self.distribution}"
-            )
+            raise ValueError(f"source {self.name!r}: no {' or '.join(self.files)} in package {self.distribution}")
         version = importlib.metadata.version(self.distribution)
         return {"version": version, "files": {str(p.relative_to(folder)): p.stat().st_size for p in paths}}
 

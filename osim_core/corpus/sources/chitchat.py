@@ -48,10 +48,7 @@ def read(folder: Path, counts: Counter[str]) -> Iterator[Conversation]:
                 source="chitchat",
                 messages=(
                     system,
-                    *(
-                        Message("assistant" if speaker == trained else "user", text)
-                        for speaker, text in turns
-                    ),
+                    *(Message("assistant" if speaker == trained else "user", text) for speaker, text in turns),
                 ),
                 group=trained,
                 others=(speakers[1 - number],),

@@ -10,9 +10,7 @@ from pathlib import Path
 from osim_core.corpus.conversation import Conversation, Message
 from osim_core.corpus.sources.perspective import as_one_character
 
-SEGMENT_CHARACTERS = (
-    6_000  # a segment ends at the first moderator turn after this, about ten minutes of debate
-)
+SEGMENT_CHARACTERS = 6_000  # a segment ends at the first moderator turn after this, about ten minutes of debate
 MIN_TURNS = 2  # a candidate who speaks less often in a segment gives no document
 
 DEBATES = {

@@ -88,15 +88,11 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{where}: not valid UTF-8 (byte {error.start}); convert the file to UTF-8"
-                ) from error
+                raise ValueError(f"{where}: not valid UTF-8 (byte {error.start}); convert the file to UTF-8") from error
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"{where}: expected an object with messages and data_source, got {_kind(row)}"
-                )
+                raise ValueError(f"{where}: expected an object with messages and data_source, got {_kind(row)}")
             yield where, row
 
 
@@ -119,9 +115,7 @@ def _conversation(path: Path, where: str, row: dict[str, Any], roles: RoleTable)
     if group is not None and not isinstance(group, str | int):
         raise ValueError(f"{where}: group must be a string or an integer, got {_kind(group)}")
     name = f"{path}:{number}"
-    return Conversation(
-        id=name, source=source, messages=messages, group=name if group is None else str(group)
-    )
+    return Conversation(id=name, source=source, messages=messages, group=name if group is None else str(group))
 
 
 def _source(where: str, row: dict[str, Any]) -> str:
@@ -150,9 +144,7 @@ def _messages(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
         if role not in ROLE_NAMES:
             raise ValueError(f"{here}: role {role!r} is not one of {', '.join(ROLE_NAMES)}")
         if not isinstance(content, str):
-            raise ValueError(
-                f'{here}: content must be a string, got {_kind(content)}; use "" for an empty message'
-            )
+            raise ValueError(f'{here}: content must be a string, got {_kind(content)}; use "" for an empty message')
         try:
             content.encode()
         except UnicodeEncodeError as error:

@@ -141,11 +141,7 @@ def parse(play: str, lines: list[str]) -> list[Scene]:
                 scenes.append(Scene(act, "", ""))
             else:
                 scenes.append(Scene(act, f"scene {_roman(number)}", place.strip(" .")))
-        elif (
-            not previous
-            and (label := LABEL.fullmatch(line))
-            and (name := names.get(label["name"].rstrip(".")))
-        ):
+        elif not previous and (label := LABEL.fullmatch(line)) and (name := names.get(label["name"].rstrip("."))):
             finish()
             speaker, speech = name, []
         elif not previous and (inline := INLINE.fullmatch(line)) and inline["name"] in names:
