@@ -30,21 +30,26 @@ class PackedRow(PackedSeqParams):
     sin_LD: torch.Tensor = None
 
     @classmethod
-    def of(cls, batch: PackedBatch, model: ModelConfig) -> "PackedRow":
-        """Build the metadata of `batch` for this rank's place in the context-parallel group."""
+    def of(cls, batch: PackedBatch, model: ModelConfig, device: torch.device) -> "PackedRow":
+        """The metadata of `batch`, a row still on the host, on `device`, for this rank's place under CP.
+
+        Taken from the host's copy because the segments' borders are needed there: reading them back from a GPU would
+        stall it once a micro-batch.
+        """
         rank = parallel_state.get_context_parallel_rank()
         size = parallel_state.get_context_parallel_world_size()
         if size == 1:
             segments = Segments.from_cu_seqlens(batch.cu_seqlens)
         else:
             segments = Segments.context_parallel(batch.cu_seqlens, local_chunks(batch.num_tokens, rank, size))
-        positions_L = local_slice(batch.positions_T, rank, size)
+        positions_L = local_slice(batch.positions_T, rank, size).to(device, non_blocking=True)
         cos_LD, sin_LD = rope_tables(positions_L, model.head_dim, model.rope_theta, model.rope_scaling)
+        cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)
         return cls(
             qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
-            segments=segments,
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            segments=segments.to(device),
             cos_LD=cos_LD,
             sin_LD=sin_LD,
         )

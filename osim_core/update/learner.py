@@ -143,14 +143,15 @@ class Learner:
         size = parallel_state.get_context_parallel_world_size()
 
         def forward_step(batches: Iterator[PackedBatch], chunk: torch.nn.Module):
-            batch = next(batches).to(device())
+            row = next(batches)
+            batch = row.to(device())
             weights = {name: local_slice(weight, rank, size) for name, weight in batch.weights.items()}
             needed_L = torch.stack(list(weights.values())).abs().amax(0)
             logprob_L = chunk(
                 local_slice(batch.tokens_T, rank, size)[None],
                 local_slice(batch.positions_T, rank, size)[None],
                 None,
-                packed_seq_params=PackedRow.of(batch, self.model),
+                packed_seq_params=PackedRow.of(row, self.model, device()),
                 output_processor=token_logprobs,
                 output_processor_context=HeadTargets(local_slice(batch.labels_T, rank, size), needed_L),
             )

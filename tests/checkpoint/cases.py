@@ -64,7 +64,7 @@ def logprobs(source: Path, layout: LayoutConfig, rows: list[PackedBatch]) -> lis
                 row.tokens_T[None],
                 row.positions_T[None],
                 None,
-                packed_seq_params=PackedRow.of(row, model),
+                packed_seq_params=PackedRow.of(row, model, torch.device("cpu")),
                 output_processor=token_logprobs,
                 output_processor_context=HeadTargets(row.labels_T, torch.ones(row.num_tokens)),
             )
@@ -177,6 +177,6 @@ def logits(source: Path, row: PackedBatch) -> torch.Tensor:
             row.tokens_T[None],
             row.positions_T[None],
             None,
-            packed_seq_params=PackedRow.of(row, model),
+            packed_seq_params=PackedRow.of(row, model, torch.device("cpu")),
             output_processor=head,
         )

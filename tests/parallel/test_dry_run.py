@@ -165,7 +165,7 @@ def saved_bytes(wanted: MidtrainConfig) -> int:
             torch.nn.init.normal_(parameter, std=0.05)
             weights.add(parameter.untyped_storage().data_ptr())
         (batch,) = random_rows(1, wanted.data.sequence_length, wanted.model.vocab_size)
-        row = PackedRow.of(batch, wanted.model)
+        row = PackedRow.of(batch, wanted.model, torch.device("cpu"))
         outside = {tensor.untyped_storage().data_ptr() for tensor in (row.cos_LD, row.sin_LD, batch.tokens_T)}
         storages = {}
 
