@@ -5,22 +5,10 @@ import time
 import pytest
 import torch
 
+from configs import QWEN3_8B
 from osim_core.config import ModelConfig
 from osim_core.observe.throughput import Clock, measure_peak_tflops, model_flops, weight_counts
 
-QWEN3_8B = ModelConfig(
-    family="qwen3",
-    num_layers=36,
-    hidden_size=4096,
-    ffn_hidden_size=12_288,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=151_936,
-    max_position_embeddings=40_960,
-    rope_theta=1e6,
-    qk_norm=True,
-)
 SMALL = ModelConfig(
     family="llama",
     num_layers=3,

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from configs import QWEN3_8B, SMOLLM2_135M
 from osim_core.config import (
     DataConfig,
     LayoutConfig,
@@ -29,32 +30,6 @@ from osim_core.parallel.footprint import (
 )
 from tests.support.models import TINY_QWEN3, random_rows
 
-QWEN3_8B = ModelConfig(
-    family="qwen3",
-    num_layers=36,
-    hidden_size=4096,
-    ffn_hidden_size=12_288,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=151_936,
-    max_position_embeddings=40_960,
-    rope_theta=1e6,
-    qk_norm=True,
-)
-SMOLLM2_135M = ModelConfig(
-    family="llama",
-    num_layers=30,
-    hidden_size=576,
-    ffn_hidden_size=1536,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    vocab_size=49_152,
-    max_position_embeddings=8192,
-    rope_theta=100_000.0,
-    tied_embeddings=True,
-)
 # parameters in the published safetensors files, so a count that does not come from this code
 PUBLISHED = [(QWEN3_8B, 2, 8_190_735_360), (SMOLLM2_135M, 3, 134_515_008)]
 
