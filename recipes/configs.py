@@ -72,7 +72,7 @@ SMOLLM2_135M = ModelConfig(
 def tiny_cpu() -> MidtrainConfig:
     """The first five minutes: a 0.9 M-parameter byte-level Qwen3 on all packaged dialogue, two gloo ranks.
 
-    It starts from nothing and sees about 0.8 M tokens, so it learns from both sides of a conversation, and documents
+    It starts from nothing and sees about 0.5 M tokens, so it learns from both sides of a conversation, and documents
     are cut at 256 bytes, because attention over long ones would take half the time.
     """
     return MidtrainConfig(
@@ -97,14 +97,14 @@ def tiny_cpu() -> MidtrainConfig:
             learning_rate=2e-3, min_learning_rate=1e-4, warmup_steps=30, beta2=0.99, weight_decay=0.1
         ),
         train=TrainConfig(
-            steps=800,
+            steps=500,
             global_batch_rows=1,
             precision="fp32",
             evaluate_every=100,
             final_evaluate_rows=256,
             progress_every=20,
         ),
-        checkpoint=CheckpointConfig(save_every=200),
+        checkpoint=CheckpointConfig(save_every=100),
     )
 
 
