@@ -20,14 +20,10 @@ def located(module: str, cwd: Path) -> Path:
     [("osim_core", "osim_core/__init__.py"), ("osim_kernels", "kernels/__init__.py")],
 )
 def test_an_editable_install_runs_the_checkout_from_any_folder(module, source, tmp_path):
-    if located("osim_core", tmp_path) != ROOT / "osim_core/__init__.py":
-        pytest.skip("osim-core is installed as a wheel here, or from another checkout")
     assert located(module, tmp_path) == ROOT / source
 
 
 def test_a_file_added_after_the_install_is_found(tmp_path):
-    if located("osim_kernels", tmp_path) != ROOT / "kernels/__init__.py":
-        pytest.skip("osim-core is installed as a wheel here, or from another checkout")
     for package, folder in (("osim_core.corpus", "osim_core/corpus"), ("osim_kernels", "kernels")):
         added = ROOT / folder / "_added_by_test_packaging.py"
         try:
