@@ -1,6 +1,13 @@
 """Fixtures every test folder shares: fixed seeds, memory that is NaN until somebody writes it, and groups of ranks,
-each started once, when a test first asks for it.
+each started once, when a test first asks for it. Without a GPU, Triton kernels run in Triton's interpreter here.
 """
+
+import os
+from pathlib import Path
+
+# Triton reads this once, when a kernel is defined, so it has to stand before anything imports Triton.
+if not Path("/proc/driver/nvidia/version").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
