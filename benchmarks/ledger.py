@@ -79,9 +79,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the checkout and whether tracked files differ from it; None, None outside a checkout."""
+    """Commit of the checkout and whether tracked files differ from it; None, None outside a checkout.
+
+    The ledger's own new rows do not count: the second row of a run would otherwise call the first one a change.
+    """
     head = _git("rev-parse", "--short=12", "HEAD")
-    return {"commit": head, "dirty": None if head is None else bool(_git("status", "--porcelain", "-uno"))}
+    changed = _git("status", "--porcelain", "-uno", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return {"commit": head, "dirty": None if head is None else bool(changed)}
 
 
 def _git(*arguments: str) -> str | None:
