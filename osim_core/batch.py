@@ -23,6 +23,9 @@ class PackedBatch:
     weights      stream name ("ce", "policy", "kl") -> float32 [T]; the weight of predicting labels_T[t]
     sources_S    int32 [S]; index into the manifest's source names; -1 for padding
     documents_S  int64 [S]; global document id, so a batch can be traced to rows of the corpus; -1 for padding
+    parents_S    int32 [S], or None where no segment has one: the earlier segment that this one continues, -1 for none.
+                 A segment sees its parent's whole content (and the parent's parent's) as if it stood before its own,
+                 so that replies to one prompt hold it once; positions_T go on from the parent's
     """
 
     tokens_T: torch.Tensor
@@ -32,6 +35,7 @@ class PackedBatch:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     sources_S: torch.Tensor
     documents_S: torch.Tensor
+    parents_S: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         length = self.tokens_T.shape[0]
@@ -41,6 +45,7 @@ class PackedBatch:
         assert self.labels_T.shape == self.positions_T.shape == (length,)
         assert self.sources_S.shape == self.documents_S.shape == (segments,)
         assert all(weight.shape == (length,) for weight in self.weights.values())
+        assert self.parents_S is None or (self.parents_S.shape, self.parents_S.dtype) == ((segments,), torch.int32)
         if borders.device.type == "cpu":  # reading borders on a GPU would stall the stream
             assert borders[0] == 0 and borders[-1] == length and bool((borders.diff() >= 0).all()), borders
 
@@ -64,4 +69,5 @@ class PackedBatch:
             weights={name: move(weight) for name, weight in self.weights.items()},
             sources_S=move(self.sources_S),
             documents_S=move(self.documents_S),
+            parents_S=None if self.parents_S is None else move(self.parents_S),
         )

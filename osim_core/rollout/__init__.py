@@ -1,0 +1,1 @@
+"""Sampled replies: from token lists to packed rows that training reads."""
