@@ -33,7 +33,9 @@ def _load_varlen():
     return packed_attention_varlen
 
 
-def _varlen_refuses(device, dtype, *, head_dim: int = 128) -> str | None:
+def _varlen_refuses(device, dtype, *, head_dim: int = 128, one_run_each: bool = True) -> str | None:
+    if not one_run_each:
+        return "knows no shared prefixes"
     if device.type != "cuda":
         return "needs a CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -60,12 +62,13 @@ def packed_attention(
     segments: Segments,
     softmax_scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of packed queries to packed keys, causal inside each segment and blind across segments.
+    """Attention of packed queries to packed keys, causal inside each segment and its ancestors, blind to others.
 
     query_THD      [T, H, D] fp32, bf16 or fp16 (fp64 on the CPU)
     key_SGD        [S, G, D] of the same dtype; H is a multiple of G, query head h reads key head h // (H / G)
     value_SGD      [S, G, D]
-    segments       who sees whom (Segments); S may differ from T, as under context parallelism
+    segments       who sees whom (Segments): documents, shared prefixes, a sliding window; S may differ from T, as
+                   under context parallelism
     softmax_scale  multiplies the scores; None means D ** -0.5
 
     Returns [T, H, D] in the query's dtype; rows in no segment are 0 and pass no gradient. Differentiable in query,
@@ -75,5 +78,5 @@ def packed_attention(
     assert key_SGD.shape == value_SGD.shape and key_SGD.shape[2] == head_dim, (query_THD.shape, key_SGD.shape)
     assert num_heads % key_SGD.shape[1] == 0, f"{num_heads} query heads over {key_SGD.shape[1]} key heads"
     assert query_THD.dtype == key_SGD.dtype == value_SGD.dtype
-    attend = _op.select(query_THD.device, query_THD.dtype, head_dim=head_dim)
+    attend = _op.select(query_THD.device, query_THD.dtype, head_dim=head_dim, one_run_each=segments.one_run_each)
     return attend(query_THD, key_SGD, value_SGD, segments, head_dim**-0.5 if softmax_scale is None else softmax_scale)

@@ -11,10 +11,13 @@ from osim_kernels.packed_attention.segments import Segments
 def visible(segments: Segments, num_queries: int, num_keys: int) -> torch.Tensor:
     """bool [T, S] on the CPU: query row t sees key row s."""
     mask_TS = torch.zeros(num_queries, num_keys, dtype=torch.bool)
-    for query_start, query_stop, key_start, key_stop in segments.spans:
-        shift = (key_stop - key_start) - (query_stop - query_start)
-        queries, keys = torch.arange(query_stop - query_start), torch.arange(key_stop - key_start)
-        mask_TS[query_start:query_stop, key_start:key_stop] = keys[None, :] <= queries[:, None] + shift
+    for query_start, query_stop, key_start, key_stop, delta in segments.spans:
+        rows_T, rows_S = torch.arange(query_start, query_stop), torch.arange(key_start, key_stop)
+        distance_TS = rows_T[:, None] - (rows_S + delta)
+        seen_TS = distance_TS >= 0
+        if segments.window is not None:
+            seen_TS &= distance_TS < segments.window
+        mask_TS[query_start:query_stop, key_start:key_stop] |= seen_TS
     return mask_TS
 
 

@@ -20,11 +20,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from osim_kernels.packed_attention.segments import Segments
 
-CAUSAL = (-1, 0)  # unbounded to the left, nothing to the right
-
 
 def packed_attention_varlen(query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float):
-    cu_queries, cu_keys, max_q, rows_K = runs(segments, query_THD.shape[0], key_SGD.shape[0])
+    cu_queries, cu_keys, max_q, max_k, rows_K = runs(segments, query_THD.shape[0], key_SGD.shape[0])
     if rows_K is not None:
         key_SGD, value_SGD = key_SGD.index_select(0, rows_K), value_SGD.index_select(0, rows_K)
     return varlen_attn(
@@ -34,23 +32,23 @@ def packed_attention_varlen(query_THD, key_SGD, value_SGD, segments: Segments, s
         cu_queries,
         cu_keys,
         max_q,
-        segments.max_k,
+        max_k,
         scale=softmax_scale,
-        window_size=CAUSAL,
+        window_size=(-1 if segments.window is None else segments.window - 1, 0),  # to the left, to the right
         enable_gqa=query_THD.shape[1] != key_SGD.shape[1],
     )
 
 
 @lru_cache(maxsize=32)  # one entry per batch in flight: every layer and the recomputation read the same plan
 def runs(segments: Segments, num_queries: int, num_keys: int):
-    """(cu_queries int32 [m + 1], cu_keys int32 [m + 1], longest run of queries, rows int64 [K] to gather or None).
+    """(cu_queries int32 [m + 1], cu_keys int32 [m + 1], longest run of queries, of keys, int64 [K] to gather or None).
 
     m exceeds the number of segments where stretches of queries in no segment had to be filled in. Rows are None when
     the key spans already tile the keys: the kernel leaves gradients of keys outside its borders unwritten.
     """
-    device = segments.query_starts.device
+    assert segments.one_run_each, "shared prefixes are not for varlen"
     query_borders, key_spans = [0], []
-    for query_start, query_stop, key_start, key_stop in segments.spans:
+    for query_start, query_stop, key_start, key_stop, _ in segments.spans:
         if query_borders[-1] < query_start:
             query_borders.append(query_start)
             key_spans.append((key_start, key_start))
@@ -64,6 +62,7 @@ def runs(segments: Segments, num_queries: int, num_keys: int):
     tiled = all(start in (border, stop) for (start, stop), border in spans_from)
     rows_K = None
     if not (tiled and key_borders[-1] == num_keys):
-        rows_K = torch.cat([torch.arange(start, stop) for start, stop in key_spans]).to(device)
-    cu_queries, cu_keys = (torch.tensor(b, dtype=torch.int32).to(device) for b in (query_borders, key_borders))
-    return cu_queries, cu_keys, max(stop - start for start, stop in pairwise(query_borders)), rows_K
+        rows_K = torch.cat([torch.arange(start, stop) for start, stop in key_spans]).to(segments.device)
+    cu_queries, cu_keys = (torch.tensor(b, dtype=torch.int32).to(segments.device) for b in (query_borders, key_borders))
+    max_q, max_k = (max(stop - start for start, stop in pairwise(b)) for b in (query_borders, key_borders))
+    return cu_queries, cu_keys, max_q, max_k, rows_K

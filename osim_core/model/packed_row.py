@@ -38,10 +38,8 @@ class PackedRow(PackedSeqParams):
         """
         rank = parallel_state.get_context_parallel_rank()
         size = parallel_state.get_context_parallel_world_size()
-        if size == 1:
-            segments = Segments.from_cu_seqlens(batch.cu_seqlens)
-        else:
-            segments = Segments.context_parallel(batch.cu_seqlens, local_chunks(batch.num_tokens, rank, size))
+        chunks = local_chunks(batch.num_tokens, rank, size)
+        segments = Segments.context_parallel(batch.cu_seqlens, chunks, batch.parents_S)
         positions_L = local_slice(batch.positions_T, rank, size).to(device, non_blocking=True)
         cos_LD, sin_LD = rope_tables(positions_L, model.head_dim, model.rope_theta, model.rope_scaling)
         cu_seqlens = batch.cu_seqlens.to(device, non_blocking=True)

@@ -23,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
+def aligned_at_the_end(borders):
+    """Spans whose last query sees their last key, of (query_start, query_stop, key_start, key_stop)."""
+    return tuple((*border, border[1] - border[3]) for border in borders)
+
+
 def kernel_stand_in(query, key, value, cu_queries, cu_keys, max_q, max_k, *, scale, window_size, enable_gqa):
     """What varlen_attn promises, in plain PyTorch, and no more: rows and key gradients outside its borders, and
     queries beyond max_q of a run, hold NaN."""
@@ -30,10 +35,10 @@ def kernel_stand_in(query, key, value, cu_queries, cu_keys, max_q, max_k, *, sca
     assert cu_queries.dtype == cu_keys.dtype == torch.int32 and len(cu_queries) == len(cu_keys)
     assert int(cu_keys.diff().max()) <= max_k
     runs = zip(pairwise(cu_queries.tolist()), pairwise(cu_keys.tolist()), strict=True)
-    spans = [(*queries, *keys) for queries, keys in runs]
-    out = packed_attention_reference(query, key, value, Segments.from_spans(spans), scale)
+    spans = aligned_at_the_end([(*queries, *keys) for queries, keys in runs])
+    out = packed_attention_reference(query, key, value, Segments(spans), scale)
     written = torch.zeros(len(query), dtype=torch.bool)
-    for start, stop, _, _ in spans:
+    for start, stop, *_ in spans:
         written[start : min(stop, start + max_q)] = True
     assert cu_keys[0] == 0 and cu_keys[-1] == len(key), "gradients of the other keys stay unwritten"
     return out.masked_fill(~written[:, None, None], torch.nan)
@@ -108,7 +113,7 @@ def test_any_segments_with_gaps_overlapping_keys_and_unequal_lengths(name, segme
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "varlen_attn", kernel_stand_in)
         attend = packed_attention_sdpa if name == "sdpa" else varlen.packed_attention_varlen
-        assert_equals_reference(attend, qkv, Segments.from_spans(spans))
+        assert_equals_reference(attend, qkv, Segments(aligned_at_the_end(spans)))
 
 
 def test_the_reference_equals_causal_attention_on_each_document_alone():
@@ -124,7 +129,7 @@ def test_the_reference_equals_causal_attention_on_each_document_alone():
 
 def test_rows_in_no_segment_give_zero_and_take_no_gradient(attend):
     qkv = random_qkv(12, 12, 2, 2, 8)
-    segments = Segments.from_spans([(2, 5, 2, 5), (5, 5, 5, 5), (7, 10, 7, 8)])  # 7 and 8 see no key either
+    segments = Segments(aligned_at_the_end([(2, 5, 2, 5), (5, 5, 5, 5), (7, 10, 7, 8)]))  # 7 and 8 see no key either
     out, *grads = results(attend, qkv, segments, 1.0)
     outside = [0, 1, 5, 6, 7, 8, 10, 11]
     assert (out[outside] == 0).all() and all((g[[0, 1, 5, 6, 10, 11]] == 0).all() for g in grads)
@@ -145,6 +150,51 @@ def test_default_scale_is_one_over_the_square_root_of_head_dim():
     qkv = random_qkv(9, 9, 2, 2, 25)
     segments = Segments.from_cu_seqlens(torch.tensor([0, 9]))
     torch.testing.assert_close(packed_attention(*qkv, segments), packed_attention(*qkv, segments, 0.2))
+
+
+# windows and shared prefixes
+
+TREE = [-1, 0, 0, 1, -1, 4, 3]  # parents: a prompt, two replies, a reply to a reply twice over, and another prompt
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("parents", [None, TREE])
+def test_windows_and_shared_prefixes_equal_the_reference(parents, window):
+    cu_seqlens = torch.tensor([0, 7, 12, 13, 16, 16, 20, 25])
+    segments = Segments.from_cu_seqlens(cu_seqlens, None if parents is None else torch.tensor(parents), window)
+    assert_equals_reference(packed_attention_sdpa, random_qkv(25, 25, 4, 2, 8), segments)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_shared_prefix_equals_every_sequence_alone(window):
+    """Each leaf's whole sequence as a document of its own: outputs are equal, and gradients of shared rows are the
+    sums over the documents that share them."""
+    lengths, cu_seqlens = [7, 5, 1, 3, 0, 4, 5], torch.tensor([0, 7, 12, 13, 16, 16, 20, 25])
+    qkv = random_qkv(25, 25, 4, 2, 8)
+    segments = Segments.from_cu_seqlens(cu_seqlens, torch.tensor(TREE), window)
+    out_THD, *grads = results(packed_attention_reference, qkv, segments, 0.4)
+    upstream = torch.linspace(-1, 1, out_THD.numel(), dtype=out_THD.dtype).view_as(out_THD)
+    expected = [torch.zeros_like(x) for x in qkv]
+    for segment, length in enumerate(lengths):
+        family = [segment]
+        while TREE[family[0]] >= 0:
+            family.insert(0, TREE[family[0]])
+        rows = torch.cat([torch.arange(cu_seqlens[s], cu_seqlens[s + 1]) for s in family])
+        alone = Segments.from_cu_seqlens(torch.tensor([0, len(rows)]), window=window)
+        leaves = tuple(x.detach()[rows].requires_grad_() for x in qkv)
+        out = packed_attention_reference(*leaves, alone, 0.4)[len(rows) - length :]
+        mine = slice(int(cu_seqlens[segment]), int(cu_seqlens[segment + 1]))
+        torch.testing.assert_close(out_THD[mine], out)
+        for total, grad in zip(expected, torch.autograd.grad(out, leaves, upstream[mine]), strict=True):
+            total.index_add_(0, rows, grad)
+    for grad, total in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, total)
+
+
+@pytest.mark.parametrize("parents", [[0, -1], [-1, 1], [-1, -2]])
+def test_a_parent_that_is_no_earlier_segment_is_named(parents):
+    with pytest.raises(ValueError, match=r"segment \d: parent -?\d is not an earlier segment"):
+        Segments.from_cu_seqlens(torch.tensor([0, 2, 4]), torch.tensor(parents))
 
 
 # context parallelism
@@ -179,19 +229,16 @@ def test_context_parallel_ranks_together_equal_one_rank(attend, ranks, borders):
 # Segments and the varlen plan
 
 
-def test_segments_hold_the_borders_as_int32_columns_and_host_maxima():
+def test_segments_of_a_context_parallel_rank():
     segments = Segments.context_parallel(torch.tensor([0, 3, 10]), [(2, 6), (8, 10)])
-    assert segments.spans == ((0, 1, 0, 3), (1, 4, 3, 6), (4, 6, 3, 10))
-    columns = segments.query_starts, segments.query_stops, segments.key_starts, segments.key_stops
-    assert all(column.dtype == torch.int32 for column in columns)
-    assert [column.tolist() for column in columns] == [[0, 1, 4], [1, 4, 6], [0, 3, 3], [3, 6, 10]]
-    assert (segments.max_q, segments.max_k) == (3, 7)
+    assert segments.spans == ((0, 1, 0, 3, -2), (1, 4, 3, 6, -2), (4, 6, 3, 10, -4))
+    assert segments.one_run_each
 
 
 def test_plain_packing_reaches_the_varlen_kernel_without_a_gather():
     segments = Segments.from_cu_seqlens(torch.tensor([0, 4, 4, 9], dtype=torch.int32))
-    cu_queries, cu_keys, max_q, rows = varlen.runs(segments, 9, 9)
-    assert cu_queries.tolist() == cu_keys.tolist() == [0, 4, 4, 9] and max_q == 5 and rows is None
+    cu_queries, cu_keys, max_q, max_k, rows = varlen.runs(segments, 9, 9)
+    assert cu_queries.tolist() == cu_keys.tolist() == [0, 4, 9] and max_q == max_k == 5 and rows is None
     assert varlen.runs(segments, 9, 9)[0] is cu_queries, "layers of one batch share one plan"
 
 
