@@ -126,8 +126,8 @@ def fused_linear_kl(
         group is not None and len(teacher_weight_UE) != len(student_weight_VD)
     ):
         raise ValueError(
-            f"the teacher's head has {teacher_weight_UE.shape[0]} rows here, the student's {student_weight_VD.shape[0]}, "
-            f"{real_rows} of them real: both must hold the same tokens"
+            f"the teacher's head has {teacher_weight_UE.shape[0]} rows here, the student's "
+            f"{student_weight_VD.shape[0]}, {real_rows} of them real: both must hold the same tokens"
         )
     compute = _op.select(student_hidden_TD.device, student_hidden_TD.dtype, vocab_parallel=group is not None)
     rows_N = _active_rows(weights_T, student_hidden_TD)

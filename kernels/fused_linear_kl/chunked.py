@@ -10,7 +10,7 @@ B x C one tile, W ranks.
 import torch
 import torch.distributed as dist
 
-from osim_kernels.fused_linear_kl.divergence import LOWEST, Divergence, Scaling, log_mixture, logit_slope, merge
+from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling, log_mixture, logit_slope, merge, no_statistics
 from osim_kernels.fused_linear_logprob.chunked import _add_product, _logits, _operand, _spans
 
 # Tiles (rows, columns): of the single-head op, with half the columns, since two tiles live at once.
@@ -32,18 +32,14 @@ class _FusedLinearKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student_ND, student_VD, teacher_NE, teacher_VE, real_rows, group, divergence, student, teacher):
         operands = (student_ND, student_VD, teacher_NE, teacher_VE, real_rows, student, teacher)
-        wide = torch.promote_types(student_ND.dtype, torch.float32)
-        stats_5N = torch.zeros(5, student_ND.shape[0], dtype=wide, device=student_ND.device)
-        stats_5N[0::2] = LOWEST
-        stats_5N[4] = 0
+        stats_5N = no_statistics(student_ND.shape[0], student_ND)
         for rows, _, student_BC, teacher_BC in _tiles(*operands):
             lead_BC, other_BC = (student_BC, teacher_BC) if divergence.student_leads else (teacher_BC, student_BC)
             stats_5N[:, rows] = merge(torch.stack((stats_5N[:, rows], _statistics(lead_BC, other_BC))))
         stats_5N = merge(over_ranks(stats_5N, group))
-        value_N, saved_5N = None, None
         if divergence.kind == "jsd":
             norms_4N = normalisers(stats_5N, divergence)
-            sums_2N = torch.zeros(2, student_ND.shape[0], dtype=wide, device=student_ND.device)
+            sums_2N = torch.zeros_like(norms_4N[:2])
             for rows, _, student_BC, teacher_BC in _tiles(*operands):
                 log_q_BC, log_p_BC = normalised(student_BC, teacher_BC, norms_4N[:, rows])
                 log_m_BC = log_mixture(log_p_BC, log_q_BC, divergence.beta)

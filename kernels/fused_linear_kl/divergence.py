@@ -56,6 +56,13 @@ class Scaling:
             raise ValueError(f"softcap must be above 0, got {self.softcap}")
 
 
+def no_statistics(num_rows: int, like: torch.Tensor) -> torch.Tensor:
+    """[5, N]: statistics of no column at all, in at least fp32."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    lowest, nothing = (torch.full((num_rows,), x, dtype=wide, device=like.device) for x in (LOWEST, 0.0))
+    return torch.stack((lowest, nothing, lowest, nothing, nothing))
+
+
 def merge(parts_W5N: torch.Tensor) -> torch.Tensor:
     """[5, N]: statistics over the union of the parts' columns."""
     lead_WN, lead_sum_WN, other_WN, other_sum_WN, moment_WN = parts_W5N.unbind(1)
