@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling, log_mixture, logit_slope, merge, no_statistics
-from osim_kernels.fused_linear_logprob.chunked import _add_product, _logits, _operand, _spans
+from osim_kernels.fused_linear_logprob.products import add_product as _add_product
+from osim_kernels.fused_linear_logprob.products import logits as _logits
+from osim_kernels.fused_linear_logprob.products import operand as _operand
+from osim_kernels.fused_linear_logprob.products import spans as _spans
 
 # Tiles (rows, columns): of the single-head op, with half the columns, since two tiles live at once.
 CPU_TILE = (1024, 512)

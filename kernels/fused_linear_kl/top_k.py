@@ -11,7 +11,9 @@ import torch
 
 from osim_kernels.fused_linear_kl import chunked
 from osim_kernels.fused_linear_kl.divergence import LOWEST, Scaling
-from osim_kernels.fused_linear_logprob.chunked import _logits, _operand, _spans
+from osim_kernels.fused_linear_logprob.products import logits as _logits
+from osim_kernels.fused_linear_logprob.products import operand as _operand
+from osim_kernels.fused_linear_logprob.products import spans as _spans
 
 
 def bucket_logprobs_chunked(hidden_ND, weight_VD, ids_NK, *, real_rows, group, student: Scaling):
