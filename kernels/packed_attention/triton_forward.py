@@ -127,7 +127,9 @@ def forward_kernel(
 
 
 @triton.jit
-def store_rows(out, value_ND, rows_N, inside_N, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def store_rows(
+    out, value_ND, rows_N, inside_N, head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Store [N, BLOCK_D] at some rows of a contiguous [rows, HEADS, HEAD_DIM]."""
     columns_D = tl.arange(0, BLOCK_D)
     offsets_ND = (rows_N.to(tl.int64)[:, None] * HEADS + head) * HEAD_DIM + columns_D[None, :]
