@@ -13,6 +13,7 @@ The stock interpreter (Triton 3.7.1) keeps bfloat16 as the uint16 of its bits an
     atomic_add of bf16                  added the bit patterns
     tl.dot of fp32 with TF32 allowed    kept 23 bits; the tensor core reads 10, so an accidental TF32 went unseen
     float arguments of a kernel         stayed Python floats, without .to
+    bf16 times a Python float           was refused
     x = None inside a kernel            was refused
     libdevice functions                 returned None
 
@@ -213,6 +214,7 @@ def _correct_arguments() -> None:
         return convert(argument)
 
     stock._implicit_cvt = implicit_convert
+    Builder.get_bf16 = lambda self, value: Handle(to_bf16_bits(np.array([value])), tl.bfloat16)
     stock.interpreter_semantic.to_tensor = lambda x, *rest, **named: x if x is None else to_tensor(x, *rest, **named)
 
 

@@ -36,10 +36,10 @@ def occupancy(registers: int, shared_bytes: int, warps: int) -> Occupancy:
     per_warp = max(1, _up(registers * 32, REGISTER_UNIT))
     resident_warps = QUARTERS * (REGISTERS // QUARTERS // per_warp)
     limits = {
-        "registers": resident_warps // _up(warps, QUARTERS),
-        "shared memory": SHARED_BYTES // _up(shared_bytes + SHARED_RESERVED, SHARED_UNIT),
+        "blocks": BLOCKS,  # the first of equals is named
         "warps": WARPS // warps,
-        "blocks": BLOCKS,
+        "shared memory": SHARED_BYTES // _up(shared_bytes + SHARED_RESERVED, SHARED_UNIT),
+        "registers": resident_warps // warps,
     }
     limiter = min(limits, key=limits.get)
     return Occupancy(limits[limiter], limits[limiter] * warps, limiter)

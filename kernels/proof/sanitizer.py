@@ -19,15 +19,18 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter as stock
 from triton.runtime.errors import InterpreterError
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 NOBODY, SEVERAL = -1, -2
+NOT_KERNELS = tuple(str(Path(path).parent) for path in (__file__, triton.__file__, torch.__file__))
 ALLOCATES = {
     torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default, torch.ops.aten.empty_like.default,
     torch.ops.aten.new_empty.default, torch.ops.aten.new_empty_strided.default,
@@ -70,7 +73,9 @@ class Watch(TorchDispatchMode):
         self.names = {_extent(tensor): name for name, tensor in tensors.items()}
         self.regions: list[Region] = []
         self.starts = np.zeros(0, np.uint64)
-        self.unwritten: dict[int, np.ndarray] = {}  # address of a storage -> which of its bytes nobody wrote yet
+        # address of a storage -> which of its bytes nobody wrote yet, and the storage, so that its address stays taken
+        self.unwritten: dict[int, np.ndarray] = {}
+        self.kept: list[torch.UntypedStorage] = []
 
     # tensors that come and go between launches
 
@@ -79,6 +84,7 @@ class Watch(TorchDispatchMode):
         if function in ALLOCATES:
             storage = result.untyped_storage()
             self.unwritten[storage.data_ptr()] = np.ones(storage.nbytes(), bool)
+            self.kept.append(storage)
         elif function not in REWIRES:
             for tensor in _written_by(function, arguments, named or {}, result):
                 self._mark_written(tensor)
@@ -133,11 +139,10 @@ class Watch(TorchDispatchMode):
             raise KernelFault(f"{kind} by a launch without tensors, {_where()}")
         distances = [max(region.start - first, first - region.stop + 1) for region in self.regions]
         near = self.regions[int(np.argmin(distances))]
-        place = (
-            f"{first - near.stop} bytes past the end" if first >= near.start else f"{near.start - first} bytes before"
-        )
+        past = first >= near.start
+        place = f"{first - near.stop} bytes past the end of" if past else f"{near.start - first} bytes before"
         raise KernelFault(
-            f"{kind} out of bounds: {outside.size} of {lanes} lanes, first {place} of {near.name}, {_where()}"
+            f"{kind} out of bounds: {outside.size} of {lanes} lanes, first {place} {near.name}, {_where()}"
         )
 
     def _initialised(self, region: Region, addresses: np.ndarray, size: int, kind: str) -> None:
@@ -259,7 +264,7 @@ def _program() -> int:
 
 def _where() -> str:
     for frame in reversed(traceback.extract_stack()):
-        if "/triton/" not in frame.filename and "/proof/" not in frame.filename and "torch/" not in frame.filename:
+        if not frame.filename.startswith(NOT_KERNELS):
             place = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}: {frame.line}"
             return f"program {stock.interpreter_builder.grid_idx}, {place}"
     return f"program {stock.interpreter_builder.grid_idx}"
