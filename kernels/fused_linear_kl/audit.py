@@ -8,9 +8,11 @@ from osim_kernels.proof import Case, Expect
 from osim_kernels.proof.hopper import DEVICE
 
 _ROWS, _VOCABULARY = 4096, 151936
+_PLAIN = Scaling(1.0, None)
+_CAPPED = Scaling(0.7, 30.0)
 
 
-def _launch(kind, dtype, widths, *, scaling=Scaling(1.0, None), tile=None):
+def _launch(kind, dtype, widths, *, scaling=_PLAIN, tile=None):
     def launch():
         student_ND, student_VD, teacher_NE, teacher_VE = (
             torch.empty(length, width, dtype=dtype, device=DEVICE, requires_grad=True)
@@ -50,8 +52,8 @@ def _case(name, kind, dtype, *, slow=False, **options) -> Case:
 
 CASES = (
     *(_case(f"{kind} bf16", kind, torch.bfloat16) for kind in ("forward", "reverse", "jsd")),
-    _case("reverse bf16 softcap", "reverse", torch.bfloat16, scaling=Scaling(0.7, 30.0)),
-    _case("jsd fp16 softcap", "jsd", torch.float16, scaling=Scaling(0.7, 30.0), slow=True),
+    _case("reverse bf16 softcap", "reverse", torch.bfloat16, scaling=_CAPPED),
+    _case("jsd fp16 softcap", "jsd", torch.float16, scaling=_CAPPED, slow=True),
     _case("jsd bf16 width 96", "jsd", torch.bfloat16, widths=(96, 96), slow=True),
     _case("forward fp32", "forward", torch.float32, slow=True),
     _case("jsd fp32", "jsd", torch.float32, slow=True),

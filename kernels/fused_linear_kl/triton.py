@@ -33,6 +33,9 @@ class Tile:
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.depth}, {self.num_warps} warps, {self.num_stages} stages"
+
 
 # Chosen by compilation alone: the largest tiles whose two fp32 accumulators leave no spill (README).
 HALF_TILE = Tile(128, 128, 64, num_warps=8, num_stages=3)

@@ -44,8 +44,8 @@ def policy_loss_reference(
             weight_T = correction_T.clamp(max=config.sampler_cap)
 
     lower_up, upper_up, lower_down, upper_down = config.bounds
-    lower_T = torch.where(advantage_T > 0, lower_up, lower_down).to(ratio_T.dtype)
-    upper_T = torch.where(advantage_T > 0, upper_up, upper_down).to(ratio_T.dtype)
+    lower_T = torch.full_like(ratio_T, lower_down).masked_fill(advantage_T > 0, lower_up)
+    upper_T = torch.full_like(ratio_T, upper_down).masked_fill(advantage_T > 0, upper_up)
     signed_push_T = active_T & (advantage_T != 0)
     below_T, above_T = signed_push_T & (ratio_T < lower_T), signed_push_T & (ratio_T > upper_T)
     # at the bound itself the gradient passes: torch.clamp would agree, min() would share it
