@@ -1,174 +1,211 @@
-"""Packed attention in Triton for Hopper: kernels in triton_forward.py and triton_backward.py, launched over tile plans.
+"""Triton for Hopper: attention over a tile plan, forward and deterministic backward, for every mask Segments can say.
 
-Configurations are static, not autotuned: a resumed run must take the same one, or it is no longer bit-exact. Chosen
-from what the compiler makes of them for sm_90a (audit.py); CANDIDATES are for `benchmarks kernels packed_attention
---tune` on a GPU.
+The plan (tiles.py) is built once per batch and read by all layers: grids and tables follow it, so new borders mean
+neither a wait for the device nor a recompilation. TMA brings the blocks; they may run past a document's end, into
+rows whose weight is then zero. Kernels: forward.py, backward.py.
 
 Shape suffixes: T query rows, S key rows, H query heads, G key/value heads, D head dimension.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from osim_kernels.packed_attention.backward import _key_gradient_kernel, _query_gradient_kernel, _row_sums_kernel
+from osim_kernels.packed_attention.forward import _forward_kernel
 from osim_kernels.packed_attention.segments import Segments
-from osim_kernels.packed_attention.triton_backward import grad_key_kernel, grad_query_kernel, row_dot_kernel
-from osim_kernels.packed_attention.triton_forward import LOG2_E, forward_kernel
 
-HEAD_DIMS = (64, 96, 128, 256)
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+ROW_SUMS_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Tile:
-    """How one kernel runs: block of queries, block of keys, warps, and stages of its load pipeline."""
+class Config:
+    """One static configuration of a kernel: rows of queries x keys, warps, pipeline stages, warp specialisation."""
 
     block_q: int
     block_k: int
-    num_warps: int
-    num_stages: int
+    warps: int
+    stages: int
+    specialize: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.block_q}x{self.block_k} w{self.warps} s{self.stages}{' ws' if self.specialize else ''}"
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """The tiles of the three kernels that multiply."""
+class Configs:
+    """The configurations of one element size and padded head dimension."""
 
-    forward: Tile
-    grad_query: Tile
-    grad_key: Tile
+    forward: Config
+    query_gradient: Config
+    key_gradient: Config
 
 
-# by bytes of an element and padded head dimension
-TILES = {
-    (2, 64): Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    (2, 128): Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    (2, 256): Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
-    (4, 64): Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    (4, 128): Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-    (4, 256): Tiles(Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(32, 16, 4, 1)),
+# (element size, padded head dimension); chosen by the compile audit, not by timing. Fixed tables, because a
+# configuration picked by timing could differ after a resume and change bits.
+CONFIGS = {
+    (2, 64): Configs(Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(64, 128, 8, 2)),
+    (2, 128): Configs(Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+    (2, 256): Configs(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
+    (4, 64): Configs(Config(64, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 64, 8, 2)),
+    (4, 128): Configs(Config(64, 32, 8, 2), Config(32, 32, 8, 2), Config(32, 32, 8, 2)),
+    (4, 256): Configs(Config(32, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
 }
 
 
-def packed_attention_triton(
-    query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float, tiles: Tiles | None = None
-):
-    """`tiles` overrides TILES, for tuning."""
-    if tiles is None:
-        tiles = TILES[query_THD.element_size(), triton.next_power_of_2(query_THD.shape[2])]
-    return _PackedAttention.apply(query_THD, key_SGD, value_SGD, segments, softmax_scale, tiles)
+def packed_attention_triton(query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float):
+    """The op of __init__.py; bf16, fp16 or fp32 (multiplied in fp32, not TF32), rows of a multiple of 16 bytes.
+
+    Raises ValueError for a head dimension or a scale that the kernels do not take, and for segments whose plan lies
+    on another device than the tensors.
+    """
+    why_not = refuses_shape(query_THD.dtype, query_THD.shape[2])
+    if why_not:
+        raise ValueError(f"packed_attention: triton {why_not}")
+    if not softmax_scale > 0:
+        raise ValueError(f"packed_attention: softmax_scale must be positive, got {softmax_scale}")
+    return _PackedAttention.apply(query_THD, key_SGD, value_SGD, segments, softmax_scale)
+
+
+def refuses_shape(dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the kernels cannot take this case, or None."""
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"takes bf16, fp16 and fp32, not {str(dtype).removeprefix('torch.')}"
+    if head_dim > 256 or head_dim * dtype.itemsize % 16:
+        return f"takes head_dim up to 256 with rows of a multiple of 16 bytes, not {head_dim}"
+    return None
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Columns of a tile: the next of 64, 128, 256."""
+    return max(64, triton.next_power_of_2(head_dim))
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query_THD, key_SGD, value_SGD, segments, softmax_scale, tiles):
-        query_THD, key_SGD, value_SGD = (x.contiguous() for x in (query_THD, key_SGD, value_SGD))
-        num_queries, heads, _ = query_THD.shape
-        out_THD = torch.empty_like(query_THD)
-        lse_HT = query_THD.new_empty(heads, num_queries, dtype=torch.float32)
-        if num_queries:
-            tile = tiles.forward
-            plan = segments.tile_plan(num_queries, key_SGD.shape[0], tile.block_q, tile.block_k)
-            forward_kernel[heads, plan.query_tiles.shape[0]](
-                _rows(query_THD, tile.block_q),
-                _rows(key_SGD, tile.block_k),
-                _rows(value_SGD, tile.block_k),
-                out_THD,
-                lse_HT,
-                plan.query_tiles,
-                plan.pieces,
-                num_queries,
-                segments.window or 0,
-                softmax_scale * LOG2_E,
-                **_constants(query_THD, key_SGD, segments, tile),
-                HEADS=heads,
-            )
+    def forward(ctx, query_THD, key_SGD, value_SGD, segments, softmax_scale):
+        query_THD, key_SGD, value_SGD = map(_operand, (query_THD, key_SGD, value_SGD))
+        out_THD, lse_HT = launch_forward(query_THD, key_SGD, value_SGD, segments, softmax_scale)
         ctx.save_for_backward(query_THD, key_SGD, value_SGD, out_THD, lse_HT)
-        ctx.segments, ctx.softmax_scale, ctx.tiles = segments, softmax_scale, tiles
+        ctx.segments, ctx.softmax_scale = segments, softmax_scale
         return out_THD
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out_THD):
+    def backward(ctx, d_out_THD):
         query_THD, key_SGD, value_SGD, out_THD, lse_HT = ctx.saved_tensors
-        segments, scale = ctx.segments, ctx.softmax_scale
-        grad_out_THD = grad_out_THD.contiguous()
-        (num_queries, heads, head_dim), (num_keys, key_heads, _) = query_THD.shape, key_SGD.shape
-        grad_query_THD, grad_key_SGD, grad_value_SGD = map(torch.empty_like, (query_THD, key_SGD, value_SGD))
-        if not num_queries:
-            return grad_query_THD, grad_key_SGD.zero_(), grad_value_SGD.zero_(), None, None, None
-        dot_HT = torch.empty_like(lse_HT)
-        block = 64
-        row_dot_kernel[heads, triton.cdiv(num_queries, block)](
-            out_THD,
-            grad_out_THD,
-            dot_HT,
-            num_queries,
-            HEADS=heads,
-            HEAD_DIM=head_dim,
-            BLOCK_Q=block,
-            BLOCK_D=triton.next_power_of_2(head_dim),
+        d_out_THD = _operand(d_out_THD)
+        operands = query_THD, key_SGD, value_SGD, d_out_THD, lse_HT, launch_row_sums(out_THD, d_out_THD)
+        needs_query, *needs_keys = ctx.needs_input_grad[:3]
+        d_query_THD = d_key_SGD = d_value_SGD = None
+        if needs_query:
+            d_query_THD = launch_query_gradient(*operands, ctx.segments, ctx.softmax_scale)
+        if any(needs_keys):
+            d_key_SGD, d_value_SGD = launch_key_gradient(*operands, ctx.segments, ctx.softmax_scale)
+        return d_query_THD, d_key_SGD, d_value_SGD, None, None
+
+
+def launch_forward(query_THD, key_SGD, value_SGD, segments, softmax_scale, config: Config | None = None):
+    """(out [T, H, D], lse fp32 [H, T] in units of log2, -inf for queries that see nothing)."""
+    config = config or _configs(query_THD).forward
+    out_THD = torch.empty_like(query_THD)
+    lse_HT = torch.empty(query_THD.shape[1], query_THD.shape[0], dtype=torch.float32, device=query_THD.device)
+    plan = _plan(query_THD, key_SGD, segments, config)
+    heads = query_THD.shape[1]
+    if len(plan.query_tiles):
+        _forward_kernel[(len(plan.query_tiles) * heads,)](
+            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+            out_THD, lse_HT, plan.query_tiles, plan.pieces, query_THD.shape[0], segments.window or 0,
+            softmax_scale * math.log2(math.e), **_constants(query_THD, key_SGD, segments, config),
+        )  # fmt: skip
+    return out_THD, lse_HT
+
+
+def launch_row_sums(out_THD, d_out_THD):
+    """sum over D of out * d_out, fp32 [H, T]."""
+    num_queries, heads, head_dim = out_THD.shape
+    sums_HT = torch.empty(heads, num_queries, dtype=torch.float32, device=out_THD.device)
+    if num_queries:
+        _row_sums_kernel[(triton.cdiv(num_queries, ROW_SUMS_BLOCK) * heads,)](
+            out_THD, d_out_THD, sums_HT, num_queries,
+            HEADS=heads, D=head_dim, PAD_D=padded_head_dim(head_dim), BLOCK_Q=ROW_SUMS_BLOCK, num_warps=8,
+        )  # fmt: skip
+    return sums_HT
+
+
+def launch_query_gradient(
+    query_THD, key_SGD, value_SGD, d_out_THD, lse_HT, sums_HT, segments, softmax_scale, config: Config | None = None
+):
+    """d_query [T, H, D]."""
+    config = config or _configs(query_THD).query_gradient
+    d_query_THD = torch.empty_like(query_THD)
+    plan = _plan(query_THD, key_SGD, segments, config)
+    if len(plan.query_tiles):
+        _query_gradient_kernel[(len(plan.query_tiles) * query_THD.shape[1],)](
+            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+            _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_query_THD, plan.query_tiles, plan.pieces,
+            query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
+            **_constants(query_THD, key_SGD, segments, config),
+        )  # fmt: skip
+    return d_query_THD
+
+
+def launch_key_gradient(
+    query_THD, key_SGD, value_SGD, d_out_THD, lse_HT, sums_HT, segments, softmax_scale, config: Config | None = None
+):
+    """(d_key, d_value), both [S, G, D]."""
+    config = config or _configs(query_THD).key_gradient
+    d_key_SGD, d_value_SGD = torch.empty_like(key_SGD), torch.empty_like(value_SGD)
+    plan = _plan(query_THD, key_SGD, segments, config)
+    if len(plan.key_tiles):
+        _key_gradient_kernel[(len(plan.key_tiles) * key_SGD.shape[1],)](
+            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+            _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_key_SGD, d_value_SGD, plan.key_tiles, plan.visits,
+            query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
+            **_constants(query_THD, key_SGD, segments, config),
+        )  # fmt: skip
+    return d_key_SGD, d_value_SGD
+
+
+def _configs(query_THD) -> Configs:
+    return CONFIGS[query_THD.dtype.itemsize, padded_head_dim(query_THD.shape[2])]
+
+
+def _plan(query_THD, key_SGD, segments, config):
+    plan = segments.tile_plan(query_THD.shape[0], key_SGD.shape[0], config.block_q, config.block_k)
+    if plan.query_tiles.device != query_THD.device:
+        raise ValueError(
+            f"packed_attention: segments are on {segments.device}, tensors on {query_THD.device}; use segments.to"
         )
-        tile = ctx.tiles.grad_query
-        plan = segments.tile_plan(num_queries, num_keys, tile.block_q, tile.block_k)
-        grad_query_kernel[heads, plan.query_tiles.shape[0]](
-            _rows(query_THD, tile.block_q),
-            _rows(key_SGD, tile.block_k),
-            _rows(value_SGD, tile.block_k),
-            _rows(grad_out_THD, tile.block_q),
-            lse_HT,
-            dot_HT,
-            grad_query_THD,
-            plan.query_tiles,
-            plan.pieces,
-            num_queries,
-            segments.window or 0,
-            scale,
-            scale * LOG2_E,
-            **_constants(query_THD, key_SGD, segments, tile),
-            HEADS=heads,
-        )
-        tile = ctx.tiles.grad_key
-        plan = segments.tile_plan(num_queries, num_keys, tile.block_q, tile.block_k)
-        grad_key_kernel[key_heads, plan.key_tiles.shape[0]](
-            _rows(query_THD, tile.block_q),
-            _rows(key_SGD, tile.block_k),
-            _rows(value_SGD, tile.block_k),
-            _rows(grad_out_THD, tile.block_q),
-            lse_HT,
-            dot_HT,
-            grad_key_SGD,
-            grad_value_SGD,
-            plan.key_tiles,
-            plan.visits,
-            num_queries,
-            segments.window or 0,
-            scale,
-            scale * LOG2_E,
-            **_constants(query_THD, key_SGD, segments, tile),
-            KEY_HEADS=key_heads,
-        )
-        return grad_query_THD, grad_key_SGD, grad_value_SGD, None, None, None
+    return plan
 
 
-def _rows(tensor_NHD: torch.Tensor, block: int) -> TensorDescriptor:
-    """A descriptor that loads `block` rows of one head at a time."""
-    shape, strides = list(tensor_NHD.shape), list(tensor_NHD.stride())
-    return TensorDescriptor(tensor_NHD, shape, strides, [block, 1, triton.next_power_of_2(shape[2])])
+def _rows(x_THD, block: int) -> TensorDescriptor:
+    """TMA descriptor of `block` rows of one head; what lies outside the tensor reads as zero, D's padding too."""
+    return TensorDescriptor.from_tensor(x_THD, [block, 1, padded_head_dim(x_THD.shape[2])])
 
 
-def _constants(query_THD, key_SGD, segments: Segments, tile: Tile) -> dict:
-    return {
-        "GROUP": query_THD.shape[1] // key_SGD.shape[1],
-        "HEAD_DIM": query_THD.shape[2],
-        "WINDOWED": segments.window is not None,
-        "BLOCK_Q": tile.block_q,
-        "BLOCK_K": tile.block_k,
-        "BLOCK_D": triton.next_power_of_2(query_THD.shape[2]),
-        # TF32 would keep 10 bits of fp32 inputs; of half-precision ones every product is exact in fp32 anyway
-        "PRECISION": "ieee",
-        "STAGES": tile.num_stages,
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-    }
+def _constants(query_THD, key_SGD, segments, config: Config):
+    _, heads, head_dim = query_THD.shape
+    return dict(
+        HEADS=heads,
+        GROUP=heads // key_SGD.shape[1],
+        D=head_dim,
+        PAD_D=padded_head_dim(head_dim),
+        BLOCK_Q=config.block_q,
+        BLOCK_K=config.block_k,
+        PRECISION="ieee",  # fp32 stays fp32; 16-bit operands are exact either way
+        WINDOW=segments.window is not None,
+        SPECIALIZE=config.specialize,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+def _operand(x: torch.Tensor) -> torch.Tensor:
+    """Contiguous, on a 16-byte border: what TMA takes."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
