@@ -6,14 +6,16 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/headeronly/version.h>
 
+#include <array>
 #include <cstdint>
-#include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "../common/batch_buffer.hpp"
 #include "launchers.hpp"
 
 namespace py = pybind11;
@@ -36,58 +38,62 @@ void require_launched(cudaError_t status) {
     }
 }
 
-// The tensor behind `object`, after checking that it is a contiguous CUDA int32 vector of at least two borders.
-at::Tensor cu_seqlens_tensor(py::handle object) {
+// The tensor behind `object`, after checking that it is a contiguous CUDA vector of `dtype`.
+at::Tensor cuda_vector(py::handle object, const char* name, at::ScalarType dtype) {
+    const std::string prefix = std::string(name) + ": expected ";
     if (!THPVariable_Check(object.ptr())) {
-        throw py::type_error("cu_seqlens: expected a torch.Tensor");
+        throw py::type_error(prefix + "a torch.Tensor");
     }
     at::Tensor tensor = THPVariable_Unpack(object.ptr());
     if (!tensor.is_cuda()) {
-        throw py::value_error("cu_seqlens: expected a CUDA tensor, got one on " + tensor.device().str());
+        throw py::value_error(prefix + "a CUDA tensor, got one on " + tensor.device().str());
     }
-    if (tensor.scalar_type() != at::kInt) {
-        throw py::value_error(std::string("cu_seqlens: expected int32, got ") + c10::toString(tensor.scalar_type()));
+    if (tensor.scalar_type() != dtype) {
+        throw py::value_error(prefix + c10::toString(dtype) + ", got " + c10::toString(tensor.scalar_type()));
     }
-    if (tensor.dim() != 1 || !tensor.is_contiguous() || tensor.numel() < 2) {
-        throw py::value_error("cu_seqlens: expected a contiguous vector of at least two borders");
-    }
-    if (tensor.numel() > std::numeric_limits<std::int32_t>::max()) {
-        throw py::value_error("cu_seqlens: more than 2^31 - 1 borders");
+    if (tensor.dim() != 1 || !tensor.is_contiguous()) {
+        throw py::value_error(prefix + "a contiguous vector");
     }
     return tensor;
 }
 
-py::object wrap(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
-
-// cu_seqlens must end at `tokens`; checking that here would wait for the GPU, so PackedBatch checks it on the host.
-py::tuple packed_metadata(py::handle cu_seqlens_object, std::int64_t tokens) {
-    require_gpu();
-    const at::Tensor cu_seqlens = cu_seqlens_tensor(cu_seqlens_object);
-    if (tokens < 0 || tokens > std::numeric_limits<std::int32_t>::max()) {
-        throw py::value_error("tokens: " + std::to_string(tokens) + " is not between 0 and 2^31 - 1");
+// The same for an argument that may be None and otherwise stands on the device of `first` with `length` entries.
+at::Tensor optional_vector(py::handle object, const char* name, at::ScalarType dtype, const at::Tensor& first,
+                           std::int64_t length) {
+    if (object.is_none()) {
+        return at::Tensor();
     }
-    const c10::cuda::CUDAGuard guard(cu_seqlens.device());
-    const at::Tensor segments = at::empty({tokens}, cu_seqlens.options());
-    const at::Tensor positions = at::empty({tokens}, cu_seqlens.options());
-    if (tokens > 0) {  // a grid of zero blocks is a launch error
-        require_launched(osim::cuda::packed_metadata(
-            cu_seqlens.const_data_ptr<std::int32_t>(), static_cast<std::int32_t>(cu_seqlens.numel() - 1),
-            static_cast<std::int32_t>(tokens), segments.mutable_data_ptr<std::int32_t>(),
-            positions.mutable_data_ptr<std::int32_t>(), c10::cuda::getCurrentCUDAStream().stream()));
+    at::Tensor tensor = cuda_vector(object, name, dtype);
+    if (tensor.device() != first.device()) {
+        throw py::value_error(std::string(name) + ": on " + tensor.device().str() + ", cu_seqlens on " +
+                              first.device().str());
     }
-    return py::make_tuple(wrap(segments), wrap(positions));
+    if (tensor.numel() != length) {
+        throw py::value_error(std::string(name) + ": expected " + std::to_string(length) + " entries, got " +
+                              std::to_string(tensor.numel()));
+    }
+    return tensor;
 }
 
-py::object squared_lengths(py::handle cu_seqlens_object) {
+// Borders and parents are checked by the kernel, which says so in its counts: checking here would wait for the GPU.
+py::object batch_metadata(py::handle cu_seqlens_object, py::handle parents_object, py::handle weights_object,
+                          std::int64_t rows, std::int64_t block_q, std::int64_t block_k, std::int64_t window,
+                          const std::array<std::int64_t, 4>& capacity) {
     require_gpu();
-    const at::Tensor cu_seqlens = cu_seqlens_tensor(cu_seqlens_object);
+    const at::Tensor cu_seqlens = cuda_vector(cu_seqlens_object, "cu_seqlens", at::kInt);
+    const std::int64_t borders = cu_seqlens.numel();
+    const at::Tensor parents = optional_vector(parents_object, "parents", at::kInt, cu_seqlens, borders - 1);
+    const at::Tensor weights = optional_vector(weights_object, "weights", at::kFloat, cu_seqlens, rows);
+    osim::BatchMetadata batch = osim::checked_batch(
+        cu_seqlens.const_data_ptr<std::int32_t>(), borders,
+        parents.defined() ? parents.const_data_ptr<std::int32_t>() : nullptr,
+        weights.defined() ? weights.const_data_ptr<float>() : nullptr, rows, block_q, block_k, window,
+        {capacity[0], capacity[1], capacity[2], capacity[3]});
     const c10::cuda::CUDAGuard guard(cu_seqlens.device());
-    const std::int64_t segments = cu_seqlens.numel() - 1;
-    const at::Tensor squares = at::empty({segments}, cu_seqlens.options().dtype(at::kLong));
-    require_launched(osim::cuda::squared_lengths(
-        cu_seqlens.const_data_ptr<std::int32_t>(), static_cast<std::int32_t>(segments),
-        squares.mutable_data_ptr<std::int64_t>(), c10::cuda::getCurrentCUDAStream().stream()));
-    return wrap(squares);
+    const at::Tensor buffer = at::empty({osim::set_buffer(batch, nullptr)}, cu_seqlens.options());
+    osim::set_buffer(batch, buffer.mutable_data_ptr<std::int32_t>());
+    require_launched(osim::cuda::batch_metadata(batch, c10::cuda::getCurrentCUDAStream().stream()));
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(buffer));
 }
 
 }  // namespace
@@ -96,8 +102,8 @@ PYBIND11_MODULE(_cuda, m) {
     m.doc() = "CUDA code of OSim Core for torch tensors; the CPU twins are in osim_core._native.";
     m.attr("architectures") = OSIM_CUDA_ARCHITECTURES;
     m.attr("torch_version") = TORCH_VERSION;
-    m.def("packed_metadata", &packed_metadata, py::arg("cu_seqlens"), py::arg("tokens"),
-          "(segments int32 [T], positions int32 [T]) of a packed row from CUDA cu_seqlens int32 [S+1].");
-    m.def("squared_lengths", &squared_lengths, py::arg("cu_seqlens"),
-          "Squared segment lengths, int64 [S], from CUDA cu_seqlens int32 [S+1].");
+    m.def("batch_metadata", &batch_metadata, py::arg("cu_seqlens"), py::arg("parents"), py::arg("weights"),
+          py::arg("num_rows"), py::arg("block_q"), py::arg("block_k"), py::arg("window"), py::arg("capacity"),
+          "All tables of a packed batch in one int32 buffer (csrc/common/batch_buffer.hpp), one launch; "
+          "called through osim_kernels.packed_attention.metadata.");
 }

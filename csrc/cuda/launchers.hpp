@@ -4,16 +4,11 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include "../common/batch_metadata.hpp"
 
 namespace osim::cuda {
 
-// segments_T and positions_T of a packed row from cu_seqlens [segments + 1]; one launch on `stream`.
-cudaError_t packed_metadata(const std::int32_t* cu_seqlens, std::int32_t segments, std::int32_t tokens,
-                            std::int32_t* segments_T, std::int32_t* positions_T, cudaStream_t stream);
-
-// squares_S[s] = (length of segment s) squared; one launch on `stream`.
-cudaError_t squared_lengths(const std::int32_t* cu_seqlens, std::int32_t segments, std::int64_t* squares_S,
-                            cudaStream_t stream);
+// Fills the tables of `batch`; one launch on `stream`.
+cudaError_t batch_metadata(const BatchMetadata& batch, cudaStream_t stream);
 
 }  // namespace osim::cuda

@@ -3,16 +3,21 @@
 // while C++ works. Wrong dtypes are refused, not converted. std::invalid_argument arrives as ValueError.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 
+#include <array>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "balance.hpp"
-#include "packed_metadata.hpp"
+#include "batch_buffer.hpp"
+#include "emulated_block.hpp"
 #include "packer.hpp"
 
 namespace nb = nanobind;
@@ -60,60 +65,47 @@ Output1d<std::int32_t> balance(Loads loads, std::int64_t groups) {
     return to_numpy(std::move(group_of_row));
 }
 
-// Number of segments, after checking that cu_seqlens starts at 0, never decreases and ends at `tokens`.
-std::int32_t checked_segments(const Input1d<std::int32_t>& cu_seqlens, std::int64_t tokens) {
-    const auto borders = cu_seqlens.shape(0);
-    const std::int32_t* border = cu_seqlens.data();
-    if (borders < 2 || border[0] != 0) {
-        throw std::invalid_argument("cu_seqlens must start at 0 and hold at least one segment");
+// batch_metadata of csrc/cuda by an emulated thread block at a time: the same text, the same bits.
+Output1d<std::int32_t> batch_metadata(Input1d<std::int32_t> cu_seqlens, std::optional<Input1d<std::int32_t>> parents,
+                                      std::optional<Input1d<float>> weights, std::int64_t rows, std::int64_t block_q,
+                                      std::int64_t block_k, std::int64_t window,
+                                      std::array<std::int64_t, 4> capacity) {
+    const auto borders = static_cast<std::int64_t>(cu_seqlens.shape(0));
+    if (parents && static_cast<std::int64_t>(parents->shape(0)) + 1 != borders) {
+        throw std::invalid_argument("parents: expected one per segment");
     }
-    for (std::size_t s = 1; s < borders; ++s) {
-        if (border[s] < border[s - 1]) {
-            throw std::invalid_argument("cu_seqlens decreases at entry " + std::to_string(s));
-        }
+    if (weights && static_cast<std::int64_t>(weights->shape(0)) != rows) {
+        throw std::invalid_argument("weights: expected one per row");
     }
-    if (border[borders - 1] != tokens) {
-        throw std::invalid_argument("cu_seqlens ends at " + std::to_string(border[borders - 1]) + ", not at " +
-                                    std::to_string(tokens) + " tokens");
-    }
-    return static_cast<std::int32_t>(borders - 1);
-}
-
-auto packed_metadata(Input1d<std::int32_t> cu_seqlens, std::int64_t tokens) {
-    const std::int32_t segments = checked_segments(cu_seqlens, tokens);
-    auto segment_of = std::make_unique_for_overwrite<std::int32_t[]>(tokens);
-    auto position = std::make_unique_for_overwrite<std::int32_t[]>(tokens);
+    osim::BatchMetadata batch = osim::checked_batch(
+        cu_seqlens.data(), borders, parents ? parents->data() : nullptr, weights ? weights->data() : nullptr, rows,
+        block_q, block_k, window, {capacity[0], capacity[1], capacity[2], capacity[3]});
+    const std::int64_t size = osim::set_buffer(batch, nullptr);
+    auto buffer = std::make_unique_for_overwrite<std::int32_t[]>(size);
+    osim::set_buffer(batch, buffer.get());
     {
         nb::gil_scoped_release unlocked;
-        for (std::int32_t token = 0; token < tokens; ++token) {
-            segment_of[token] = osim::segment_of_token(cu_seqlens.data(), segments, token);
-            position[token] = osim::position_in_segment(cu_seqlens.data(), segment_of[token], token);
+        const auto shared = std::make_unique_for_overwrite<osim::BlockScratch<osim::kBatchThreads>>();
+        for (int index = 0; index < osim::batch_blocks(batch.packing.rows); ++index) {
+            osim::EmulatedBlock<osim::kBatchThreads> block(index);
+            osim::batch_metadata(block, shared.get(), batch);
         }
     }
-    return std::make_pair(to_numpy(std::move(segment_of), tokens), to_numpy(std::move(position), tokens));
-}
-
-Output1d<std::int64_t> squared_lengths(Input1d<std::int32_t> cu_seqlens) {
-    const auto borders = cu_seqlens.shape(0);
-    const std::int32_t segments = checked_segments(cu_seqlens, borders > 0 ? cu_seqlens(borders - 1) : 0);
-    std::vector<std::int64_t> squares(segments);
-    for (std::int32_t segment = 0; segment < segments; ++segment) {
-        squares[segment] = osim::squared_length(cu_seqlens.data(), segment);
-    }
-    return to_numpy(std::move(squares));
+    return to_numpy(std::move(buffer), size);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "Torch-free C++ of OSim Core: packing, balancing, packed-row metadata.";
+    m.doc() = "Torch-free C++ of OSim Core: packing, balancing, the metadata of packed batches.";
     m.def("pack", &pack<std::int32_t>, nb::arg("lengths").noconvert(), nb::arg("capacity"),
           "Best-fit decreasing: (row_offsets int64 [R+1], documents int64 [N]) from lengths [N] and a capacity.");
     m.def("pack", &pack<std::int64_t>, nb::arg("lengths").noconvert(), nb::arg("capacity"));
     m.def("balance", &balance, nb::arg("loads").noconvert(), nb::arg("groups"),
           "Group of each row, int32 [N], from loads int64 [N, 2]; every group gets N / groups rows.");
-    m.def("packed_metadata", &packed_metadata, nb::arg("cu_seqlens").noconvert(), nb::arg("tokens"),
-          "(segments int32 [T], positions int32 [T]) of a packed row from cu_seqlens int32 [S+1].");
-    m.def("squared_lengths", &squared_lengths, nb::arg("cu_seqlens").noconvert(),
-          "Squared segment lengths, int64 [S], from cu_seqlens int32 [S+1].");
+    m.def("batch_metadata", &batch_metadata, nb::arg("cu_seqlens").noconvert(), nb::arg("parents").noconvert().none(),
+          nb::arg("weights").noconvert().none(), nb::arg("num_rows"), nb::arg("block_q"), nb::arg("block_k"),
+          nb::arg("window"), nb::arg("capacity"),
+          "All tables of a packed batch in one int32 buffer (csrc/common/batch_buffer.hpp); "
+          "called through osim_kernels.packed_attention.metadata.");
 }

@@ -1,0 +1,230 @@
+// Python face of near-duplicate detection: module osim_core._dedup (nanobind). Arrays come in without a copy (NumPy,
+// Arrow buffers) and go out as NumPy arrays that own the C++ memory; the GIL is released while C++ works.
+// Legend: N texts, K lanes of a signature, B bands, M texts with wide lanes, S shingles.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "cluster.hpp"
+#include "shingle_set.hpp"
+#include "sketch.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+
+namespace osim::dedup {
+namespace {
+
+template <typename T>
+using Input1d = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Input2d = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Output1d = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
+template <typename T>
+using Output2d = nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::c_contig>;
+
+// Memory that becomes a NumPy array.
+template <typename T>
+class Column {
+  public:
+    explicit Column(std::size_t count) : values_(std::make_unique_for_overwrite<T[]>(count)), count_(count) {}
+
+    T* data() { return values_.get(); }
+
+    template <typename As = T>
+    Output1d<As> array() && {
+        auto* data = reinterpret_cast<As*>(values_.release());
+        return Output1d<As>(data, {count_}, owner(data));
+    }
+    template <typename As = T>
+    Output2d<As> matrix(std::size_t rows, std::size_t columns) && {
+        auto* data = reinterpret_cast<As*>(values_.release());
+        return Output2d<As>(data, {rows, columns}, owner(data));
+    }
+
+  private:
+    template <typename As>
+    static nb::capsule owner(As* data) {
+        return nb::capsule(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
+    }
+
+    std::unique_ptr<T[]> values_;
+    std::size_t count_;
+};
+
+// Texts as an Arrow string column has them: one buffer of bytes, N + 1 offsets.
+class BufferTexts : public Texts {
+  public:
+    BufferTexts(const Input1d<std::uint8_t>& data, const Input1d<std::int64_t>& offsets)
+        : data_(data.data()), offsets_(offsets.data()), count_(static_cast<std::int64_t>(offsets.shape(0)) - 1) {
+        if (count_ < 0) {
+            throw std::invalid_argument("offsets must hold one more entry than there are texts");
+        }
+        for (std::int64_t row = 0; row <= count_; ++row) {
+            const std::int64_t before = row == 0 ? 0 : offsets_[row - 1];
+            if (offsets_[row] < before || offsets_[row] > static_cast<std::int64_t>(data.shape(0))) {
+                throw std::invalid_argument("offsets[" + std::to_string(row) + "] = " +
+                                            std::to_string(offsets_[row]) + " decreases or is past the data");
+            }
+            if (offsets_[row] - before >= std::int64_t{1} << 31) {
+                throw std::invalid_argument("text " + std::to_string(row - 1) + " is 2 GiB or longer");
+            }
+        }
+    }
+
+    std::int64_t count() const { return count_; }
+    Text text(std::int64_t row) const {
+        return {data_ + offsets_[row], static_cast<std::size_t>(offsets_[row + 1] - offsets_[row])};
+    }
+    Text read(std::int64_t row, std::vector<std::uint8_t>&) const override { return text(row); }
+
+  private:
+    const std::uint8_t* data_;
+    const std::int64_t* offsets_;
+    std::int64_t count_;
+};
+
+Simd simd_of(bool scalar) { return scalar ? Simd::kScalar : best_simd(); }
+
+Text text_of(const nb::bytes& bytes) {
+    return {static_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
+}
+
+auto sketch_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, double threshold, int threads,
+                  bool signatures, bool scalar) {
+    const BufferTexts texts(data, offsets);
+    const auto count = static_cast<std::size_t>(texts.count());
+    Column<ExactHash> hashes(count);
+    Column<Width> widths(count);
+    Column<std::uint32_t> keys(count * kBands);
+    Column<std::uint16_t> lanes(signatures ? count * kLanes : 0);
+    std::vector<WideKeys> wide;
+    {
+        nb::gil_scoped_release unlocked;
+        sketch([&](std::int64_t row) { return texts.text(row); }, texts.count(), threshold, threads, simd_of(scalar),
+               {hashes.data(), widths.data(), keys.data(), signatures ? lanes.data() : nullptr, &wide});
+    }
+    Column<std::int64_t> wide_rows(wide.size());
+    Column<std::uint32_t> wide_keys(wide.size() * kBands);
+    for (std::size_t i = 0; i < wide.size(); ++i) {
+        wide_rows.data()[i] = wide[i].row;
+        std::copy(wide[i].keys.begin(), wide[i].keys.end(), wide_keys.data() + i * kBands);
+    }
+    return std::make_tuple(std::move(hashes).matrix<std::uint64_t>(count, 2), std::move(widths).array<std::uint8_t>(),
+                           std::move(keys).matrix(kBands, count),
+                           std::move(lanes).matrix(signatures ? count : 0, kLanes), std::move(wide_rows).array(),
+                           std::move(wide_keys).matrix(wide.size(), kBands));
+}
+
+auto cluster_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, Input2d<std::uint64_t> hashes,
+                   Input1d<std::uint8_t> widths, Input2d<std::uint32_t> keys, Input1d<std::int64_t> wide_rows,
+                   Input2d<std::uint32_t> wide_keys, std::optional<Input1d<std::int32_t>> priorities,
+                   double threshold, int threads, bool scalar) {
+    const BufferTexts texts(data, offsets);
+    const auto count = static_cast<std::size_t>(texts.count());
+    if (hashes.shape(0) != count || hashes.shape(1) != 2 || widths.shape(0) != count || keys.shape(0) != kBands ||
+        keys.shape(1) != count || wide_keys.shape(0) != wide_rows.shape(0) || wide_keys.shape(1) != kBands ||
+        (priorities && priorities->shape(0) != count)) {
+        throw std::invalid_argument("sketch columns do not belong to these " + std::to_string(count) + " texts");
+    }
+    std::vector<WideKeys> wide(wide_rows.shape(0));
+    for (std::size_t i = 0; i < wide.size(); ++i) {
+        wide[i].row = wide_rows(i);
+        if (wide[i].row < 0 || wide[i].row >= texts.count()) {
+            throw std::invalid_argument("wide_rows[" + std::to_string(i) + "] is not a row");
+        }
+        std::copy_n(wide_keys.data() + i * kBands, kBands, wide[i].keys.begin());
+    }
+    Column<std::int64_t> survivor(count);
+    Column<float> jaccard(count);
+    ClusterStatistics statistics;
+    {
+        nb::gil_scoped_release unlocked;
+        ClusterInput input;
+        input.count = texts.count();
+        input.hashes = reinterpret_cast<const ExactHash*>(hashes.data());
+        input.widths = reinterpret_cast<const Width*>(widths.data());
+        input.band = [&](int band, std::vector<std::uint32_t>&) { return keys.data() + band * count; };
+        input.wide = wide;
+        input.texts = &texts;
+        input.priorities = priorities ? priorities->data() : nullptr;
+        input.threshold = threshold;
+        statistics = cluster(input, threads, simd_of(scalar), survivor.data(), jaccard.data());
+    }
+    return std::make_tuple(std::move(survivor).array(), std::move(jaccard).array(),
+                           std::make_tuple(statistics.exact, statistics.candidates, statistics.verified,
+                                           statistics.accepted));
+}
+
+Output1d<std::uint64_t> token_hashes(nb::bytes text, bool scalar) {
+    Tokeniser tokeniser(simd_of(scalar));
+    const auto tokens = tokeniser.tokens(text_of(text));
+    Column<std::uint64_t> out(tokens.size());
+    std::copy(tokens.begin(), tokens.end(), out.data());
+    return std::move(out).array();
+}
+
+Output1d<std::uint32_t> shingle_hashes(nb::bytes text, bool scalar) {
+    Tokeniser tokeniser(simd_of(scalar));
+    tokeniser.tokens(text_of(text));
+    const auto shingles = tokeniser.shingles();
+    Column<std::uint32_t> out(shingles.size());
+    std::copy(shingles.begin(), shingles.end(), out.data());
+    return std::move(out).array();
+}
+
+Output2d<std::uint16_t> minhash(Input1d<std::uint32_t> shingles, Input1d<std::int64_t> offsets, bool scalar) {
+    const auto count = offsets.shape(0) - 1;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (offsets(i) < 0 || offsets(i + 1) <= offsets(i) ||
+            offsets(i + 1) > static_cast<std::int64_t>(shingles.shape(0))) {
+            throw std::invalid_argument("set " + std::to_string(i) + " is empty or past the shingles");
+        }
+    }
+    Column<std::uint16_t> out(count * kLanes);
+    {
+        nb::gil_scoped_release unlocked;
+        for (std::size_t i = 0; i < count; ++i) {
+            minhash16(shingles.data() + offsets(i), static_cast<std::size_t>(offsets(i + 1) - offsets(i)),
+                      simd_of(scalar), out.data() + i * kLanes);
+        }
+    }
+    return std::move(out).matrix(count, kLanes);
+}
+
+}  // namespace
+}  // namespace osim::dedup
+
+NB_MODULE(_dedup, m) {
+    using namespace osim::dedup;
+    m.doc() = "Near-duplicates in C++: tokens, shingles, MinHash, clusters; osim_core.corpus.dedup is its user.";
+    m.attr("LANES") = osim::kLanes;
+    m.attr("BANDS") = osim::kBands;
+    m.attr("ROWS") = osim::kRows;
+    m.attr("WIDE_SHINGLES") = osim::kWideShingles;
+    m.attr("SIMD") = best_simd() == Simd::kAvx2 ? "avx2" : "scalar";
+    m.def("sketch", &sketch_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(), nb::arg("threshold"),
+          nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,
+          "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], signatures uint16 [N, K] or [0, K], "
+          "wide_rows int64 [M], wide_keys uint32 [M, B]) of texts in data uint8 with offsets int64 [N + 1].");
+    m.def("cluster", &cluster_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(),
+          nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("keys").noconvert(),
+          nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(),
+          nb::arg("threshold"), nb::arg("threads"), nb::arg("scalar") = false,
+          "(survivor int64 [N], jaccard float32 [N], (exact, candidates, verified, accepted)) from sketches.");
+    m.def("tokens", &token_hashes, nb::arg("text"), nb::arg("scalar") = false, "Token hashes of UTF-8, uint64.");
+    m.def("shingles", &shingle_hashes, nb::arg("text"), nb::arg("scalar") = false,
+          "Hashes of all runs of five tokens, uint32 [S], repeats included.");
+    m.def("minhash", &minhash, nb::arg("shingles").noconvert(), nb::arg("offsets").noconvert(),
+          nb::arg("scalar") = false, "16-bit lanes, uint16 [N, K], of non-empty sets: uint32 and offsets [N + 1].");
+}

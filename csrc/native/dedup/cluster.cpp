@@ -1,0 +1,297 @@
+#include "cluster.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "buckets.hpp"
+#include "shingle_set.hpp"
+#include "threads.hpp"
+
+namespace osim::dedup {
+namespace {
+
+// Union-find that several threads use at once. A root only ever gets a smaller parent, so there are no cycles, and
+// the components at the end are those of the edges, in whatever order they came.
+class Forest {
+  public:
+    explicit Forest(std::int64_t count) : parent_(std::make_unique<std::atomic<std::uint32_t>[]>(count)) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            parent_[i].store(static_cast<std::uint32_t>(i), std::memory_order_relaxed);
+        }
+    }
+
+    std::uint32_t root(std::uint32_t node) {
+        for (;;) {
+            std::uint32_t parent = parent_[node].load(std::memory_order_relaxed);
+            if (parent == node) {
+                return node;
+            }
+            const std::uint32_t grandparent = parent_[parent].load(std::memory_order_relaxed);
+            parent_[node].compare_exchange_weak(parent, grandparent, std::memory_order_relaxed);
+            node = grandparent;
+        }
+    }
+
+    void connect(std::uint32_t a, std::uint32_t b) {
+        for (;;) {
+            a = root(a);
+            b = root(b);
+            if (a == b) {
+                return;
+            }
+            std::uint32_t larger = std::max(a, b);
+            if (parent_[larger].compare_exchange_strong(larger, std::min(a, b), std::memory_order_relaxed)) {
+                return;
+            }
+        }
+    }
+
+  private:
+    std::unique_ptr<std::atomic<std::uint32_t>[]> parent_;
+};
+
+// Exact Jaccard indices of pairs of texts, read again and shingled; keeps the last few texts' shingles.
+class Verifier {
+  public:
+    Verifier(const Texts& texts, double threshold, Simd simd)
+        : texts_(texts), threshold_(threshold), tokeniser_(simd), failed_(kFailed, 0) {}
+
+    // The index, or 0 where it is sure to be below the threshold.
+    double jaccard(std::uint32_t a, std::uint32_t b, double threshold) {
+        const Shingled& first = shingles(a);
+        set_.assign(first.values);
+        return set_.jaccard(shingles(b).values, threshold);
+    }
+
+    bool similar(std::uint32_t a, std::uint32_t b) {
+        // A pair often meets in several bands. Pairs that failed are remembered, those that passed are connected.
+        const std::uint64_t pair = static_cast<std::uint64_t>(std::min(a, b)) << 32 | std::max(a, b);
+        std::uint64_t& memory = failed_[pair * 0x9E3779B97F4A7C15u >> (64 - kFailedBits)];
+        if (memory == pair) {
+            return false;
+        }
+        ++verified;
+        if (jaccard(a, b, threshold_) >= threshold_) {
+            return true;
+        }
+        memory = pair;
+        return false;
+    }
+
+    std::int64_t verified = 0;
+
+  private:
+    static constexpr std::uint32_t kNone = 0xFFFFFFFFu;
+    static constexpr int kFailedBits = 14;
+    static constexpr std::size_t kFailed = std::size_t{1} << kFailedBits;
+
+    struct Shingled {
+        std::uint32_t row = kNone;
+        std::uint64_t used = 0;
+        std::vector<std::uint32_t> values;
+    };
+
+    const Shingled& shingles(std::uint32_t row) {
+        Shingled* oldest = recent_.data();
+        for (Shingled& entry : recent_) {
+            if (entry.row == row) {
+                entry.used = ++clock_;
+                return entry;
+            }
+            if (entry.used < oldest->used) {
+                oldest = &entry;
+            }
+        }
+        const Text text = texts_.read(row, buffer_);
+        tokeniser_.tokens(text);
+        const auto fresh = tokeniser_.shingles();
+        oldest->row = row;
+        oldest->used = ++clock_;
+        oldest->values.assign(fresh.begin(), fresh.end());
+        tokeniser_.trim();
+        return *oldest;
+    }
+
+    const Texts& texts_;
+    double threshold_;
+    Tokeniser tokeniser_;
+    ShingleSet set_;
+    std::vector<std::uint64_t> failed_;
+    std::array<Shingled, 4> recent_;
+    std::uint64_t clock_ = 0;
+    std::vector<std::uint8_t> buffer_;
+};
+
+// node [N]: the first row of equal exact hash.
+std::vector<std::uint32_t> nodes_of(const ClusterInput& input, Forest& forest, std::int64_t* exact) {
+    std::vector<std::uint32_t> node(input.count);
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        node[row] = static_cast<std::uint32_t>(row);
+    }
+    std::vector<std::uint32_t> distinct;
+    Buckets().each(
+        input.count,
+        [&](std::int64_t row, std::uint32_t* key, std::uint32_t* id) {
+            *key = static_cast<std::uint32_t>(input.hashes[row].low);
+            *id = static_cast<std::uint32_t>(row);
+            return true;
+        },
+        [&](std::span<std::uint32_t> rows) {
+            distinct.clear();  // 32 bits agree: one hash but for a rare accident
+            for (const std::uint32_t row : rows) {
+                const auto same = std::find_if(distinct.begin(), distinct.end(), [&](std::uint32_t first) {
+                    return input.hashes[first] == input.hashes[row];
+                });
+                if (same == distinct.end()) {
+                    distinct.push_back(row);
+                } else {
+                    node[row] = *same;
+                    forest.connect(*same, row);
+                    ++*exact;
+                }
+            }
+        });
+    return node;
+}
+
+// Finds and verifies the edges of bands [begin, end).
+class BandWorker {
+  public:
+    BandWorker(const ClusterInput& input, const std::vector<std::uint32_t>& node, Forest& forest, Simd simd)
+        : input_(input), node_(node), forest_(forest), verifier_(*input.texts, input.threshold, simd) {}
+
+    void narrow_band(int band) {
+        const std::uint32_t* keys = input_.band(band, column_);
+        buckets_.each(
+            input_.count,
+            [&](std::int64_t row, std::uint32_t* key, std::uint32_t* id) {
+                *key = keys[row];
+                *id = static_cast<std::uint32_t>(row);
+                return has_narrow(input_.widths[row]) && node_[row] == row;
+            },
+            [&](std::span<std::uint32_t> rows) { compare(rows); });
+    }
+
+    void wide_band(int band) {
+        buckets_.each(
+            static_cast<std::int64_t>(input_.wide.size()),
+            [&](std::int64_t i, std::uint32_t* key, std::uint32_t* id) {
+                *key = input_.wide[i].keys[band];
+                *id = static_cast<std::uint32_t>(input_.wide[i].row);
+                return node_[*id] == *id;
+            },
+            [&](std::span<std::uint32_t> rows) { compare(rows); });
+    }
+
+    ClusterStatistics statistics() const { return {0, candidates_, verifier_.verified, accepted_}; }
+
+  private:
+    void compare(std::span<std::uint32_t> rows) {
+        std::sort(rows.begin(), rows.end(),
+                  [&](std::uint32_t a, std::uint32_t b) { return input_.hashes[a] < input_.hashes[b]; });
+        for (std::size_t i = 1; i < rows.size(); ++i) {
+            edge(rows[0], rows[i]);
+            if (i > 1) {
+                edge(rows[i - 1], rows[i]);
+            }
+        }
+    }
+
+    void edge(std::uint32_t a, std::uint32_t b) {
+        ++candidates_;
+        if (forest_.root(a) != forest_.root(b) && verifier_.similar(a, b)) {
+            ++accepted_;
+            forest_.connect(a, b);
+        }
+    }
+
+    const ClusterInput& input_;
+    const std::vector<std::uint32_t>& node_;
+    Forest& forest_;
+    Verifier verifier_;
+    Buckets buckets_;
+    std::vector<std::uint32_t> column_;
+    std::int64_t candidates_ = 0;
+    std::int64_t accepted_ = 0;
+};
+
+void choose_survivors(const ClusterInput& input, Forest& forest, std::int64_t* survivor) {
+    constexpr std::uint32_t kNone = 0xFFFFFFFFu;
+    std::vector<std::uint32_t> best(input.count, kNone);  // of the component with this root
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        std::uint32_t& chosen = best[forest.root(static_cast<std::uint32_t>(row))];
+        if (chosen == kNone || (input.priorities != nullptr && input.priorities[row] < input.priorities[chosen])) {
+            chosen = static_cast<std::uint32_t>(row);
+        }
+    }
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        survivor[row] = best[forest.root(static_cast<std::uint32_t>(row))];
+    }
+}
+
+// Pairs of nodes are compared once; rows of equal hash share the answer.
+void measure(const ClusterInput& input, const std::vector<std::uint32_t>& node, int threads, Simd simd,
+             const std::int64_t* survivor, float* jaccard) {
+    struct Pair {
+        std::uint32_t kept;
+        std::uint32_t removed;
+    };
+    std::vector<Pair> pairs;
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        jaccard[row] = 1.0F;
+        const std::uint32_t kept = node[survivor[row]];
+        if (node[row] == row && kept != row) {
+            pairs.push_back({kept, static_cast<std::uint32_t>(row)});
+        }
+    }
+    std::sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
+        return a.kept != b.kept ? a.kept < b.kept : a.removed < b.removed;
+    });
+    for_each_block(static_cast<std::int64_t>(pairs.size()), 256, threads, [&] {
+        return [&, verifier = Verifier(*input.texts, 0.0, simd)](std::int64_t begin, std::int64_t end) mutable {
+            for (std::int64_t i = begin; i < end; ++i) {
+                jaccard[pairs[i].removed] =
+                    static_cast<float>(verifier.jaccard(pairs[i].kept, pairs[i].removed, 0.0));
+            }
+        };
+    });
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        jaccard[row] = node[survivor[row]] == node[row] ? 1.0F : jaccard[node[row]];
+    }
+}
+
+}  // namespace
+
+ClusterStatistics cluster(const ClusterInput& input, int threads, Simd simd, std::int64_t* survivor,
+                          float* jaccard) {
+    if (input.count >= 0xFFFFFFFF) {
+        throw std::invalid_argument("dedup: " + std::to_string(input.count) + " texts; the limit is 2^32 - 2");
+    }
+    Forest forest(input.count);
+    ClusterStatistics total;
+    const std::vector<std::uint32_t> node = nodes_of(input, forest, &total.exact);
+    std::mutex lock;
+    for_each_block(kBands, 1, threads, [&] {
+        return [&, worker = std::make_shared<BandWorker>(input, node, forest, simd),
+                counted = ClusterStatistics{}](std::int64_t begin, std::int64_t) mutable {
+            worker->narrow_band(static_cast<int>(begin));
+            worker->wide_band(static_cast<int>(begin));
+            const ClusterStatistics now = worker->statistics();
+            const std::scoped_lock hold(lock);
+            total.candidates += now.candidates - counted.candidates;
+            total.verified += now.verified - counted.verified;
+            total.accepted += now.accepted - counted.accepted;
+            counted = now;
+        };
+    });
+    choose_survivors(input, forest, survivor);
+    measure(input, node, threads, simd, survivor, jaccard);
+    return total;
+}
+
+}  // namespace osim::dedup
