@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling, divergence_of
-from osim_kernels.registry import Implementation, Op, anywhere, needs_cuda
+from osim_kernels.fused_linear_logprob import TMA_BYTES
+from osim_kernels.registry import Implementation, Op, anywhere
 
 __all__ = ["fused_linear_kl", "fused_linear_kl_top_k"]
 
@@ -52,11 +53,19 @@ def _load_reference_top_k():
     return bucket_logprobs_reference
 
 
-def _triton_refuses(device, dtype, **case) -> str | None:
-    return needs_cuda(device, dtype) or ("fp64 needs plain PyTorch" if dtype == torch.float64 else None)
+def _triton_refuses(device, dtype, *, teacher_dtype=None, hidden_sizes=(), **case) -> str | None:
+    if device.type != "cuda":
+        return "needs a CUDA device"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "knows fp32, bf16 and fp16"
+    if teacher_dtype not in (None, dtype):
+        return f"needs one dtype, and the teacher's is {str(teacher_dtype).removeprefix('torch.')}"
+    if any(size * dtype.itemsize % TMA_BYTES for size in hidden_sizes):
+        return f"needs rows of whole {TMA_BYTES}-byte units, not {' and '.join(map(str, hidden_sizes))} elements"
+    return None
 
 
-def _reference_refuses(device, dtype, *, vocab_parallel: bool = False) -> str | None:
+def _reference_refuses(device, dtype, *, vocab_parallel: bool = False, **case) -> str | None:
     return "holds whole logits, so the heads must not be vocabulary-parallel" if vocab_parallel else None
 
 
@@ -129,7 +138,13 @@ def fused_linear_kl(
             f"the teacher's head has {teacher_weight_UE.shape[0]} rows here, the student's "
             f"{student_weight_VD.shape[0]}, {real_rows} of them real: both must hold the same tokens"
         )
-    compute = _op.select(student_hidden_TD.device, student_hidden_TD.dtype, vocab_parallel=group is not None)
+    compute = _op.select(
+        student_hidden_TD.device,
+        student_hidden_TD.dtype,
+        vocab_parallel=group is not None,
+        teacher_dtype=teacher_hidden_TE.dtype,
+        hidden_sizes=(student_hidden_TD.shape[1], teacher_hidden_TE.shape[1]),
+    )
     rows_N = _active_rows(weights_T, student_hidden_TD)
     kl_N = compute(
         _rows(student_hidden_TD, rows_N),

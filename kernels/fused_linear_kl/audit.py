@@ -1,70 +1,77 @@
-"""Compile audit of the KL kernels: every static tile, each divergence, with and without soft caps and odd widths."""
+"""Compile audit of the KL kernels: every static configuration, divergence and soft cap, and what --tune may time."""
 
 import torch
 
-from osim_kernels.fused_linear_kl import triton as host
+from osim_kernels.fused_linear_kl import triton as ours
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling
 from osim_kernels.proof import Case, Expect
 from osim_kernels.proof.hopper import DEVICE
 
-_ROWS, _VOCABULARY = 4096, 151936
-_PLAIN = Scaling(1.0, None)
-_CAPPED = Scaling(0.7, 30.0)
+ROWS, STUDENT, TEACHER, VOCABULARY = 4096, 2048, 4096, 32768
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+PLAIN, CAPPED = Scaling(1.0, None), Scaling(0.7, 30.0)
 
 
-def _launch(kind, dtype, widths, *, scaling=_PLAIN, tile=None):
+def _launch(dtype, kind, student, teacher, configs=None):
     def launch():
-        student_ND, student_VD, teacher_NE, teacher_VE = (
-            torch.empty(length, width, dtype=dtype, device=DEVICE, requires_grad=True)
-            for width in widths
-            for length in (_ROWS, _VOCABULARY)
+        operands = (
+            torch.empty(length, size, dtype=dtype, device=DEVICE, requires_grad=True)
+            for size in (STUDENT, TEACHER)
+            for length in (ROWS, VOCABULARY)
         )
-        chosen = host.tile_of
-        if tile is not None:
-            host.tile_of = lambda dtype: tile
+        shipped = dict(ours.CONFIGS)
+        ours.CONFIGS.update(configs or {})
         try:
-            kl_N = host.fused_linear_kl_triton(
-                student_ND,
-                student_VD,
-                teacher_NE,
-                teacher_VE,
-                real_rows=_VOCABULARY,
+            kl_N = ours.fused_linear_kl_triton(
+                *operands,
+                real_rows=VOCABULARY,
                 group=None,
                 divergence=Divergence(kind, 0.5),
-                student=scaling,
-                teacher=scaling,
+                student=student,
+                teacher=teacher,
             )
-            torch.autograd.grad(kl_N.sum(), (student_ND, student_VD))
+            kl_N.sum().backward()
         finally:
-            host.tile_of = chosen
+            ours.CONFIGS.update(shipped)
 
     return launch
 
 
-def _case(name, kind, dtype, *, slow=False, **options) -> Case:
-    half = Expect(wgmma=True, async_copy=True)
-    single = Expect(async_copy=True)
-    kernels = ["_statistics_kernel", "_slope_kernel"] + ["_mixture_kernel"] * (kind == "jsd")
-    expect = dict.fromkeys(kernels, single if dtype == torch.float32 else half)
-    widths = options.pop("widths", (2048, 4096))
-    return Case(name=name, launch=_launch(kind, dtype, widths, **options), expect=expect, slow=slow)
+def _case(dtype, kind, note="", *, student=PLAIN, teacher=PLAIN, slow=False, configs=None) -> Case:
+    kernels = ("_statistics_kernel", "_dlogits_kernel") + ("_mixture_kernel",) * (kind == "jsd")
+    product = Expect(wgmma=dtype != torch.float32, async_copy=True)  # fp32 multiplies in FFMA: no tensor core is exact
+    return Case(
+        name=f"{NAMES[dtype]} {kind}{note}",
+        launch=_launch(dtype, kind, student, teacher, configs),
+        expect=dict.fromkeys(kernels, product),
+        slow=slow,
+    )
 
 
+KINDS = ("forward", "reverse", "jsd")
 CASES = (
-    *(_case(f"{kind} bf16", kind, torch.bfloat16) for kind in ("forward", "reverse", "jsd")),
-    _case("reverse bf16 softcap", "reverse", torch.bfloat16, scaling=_CAPPED),
-    _case("jsd fp16 softcap", "jsd", torch.float16, scaling=_CAPPED, slow=True),
-    _case("jsd bf16 width 96", "jsd", torch.bfloat16, widths=(96, 96), slow=True),
-    _case("forward fp32", "forward", torch.float32, slow=True),
-    _case("jsd fp32", "jsd", torch.float32, slow=True),
+    *(_case(dtype, kind, slow=dtype == torch.float16) for dtype in NAMES for kind in KINDS),
+    _case(torch.bfloat16, "jsd", " softcaps", student=CAPPED, teacher=CAPPED),
+    *(
+        _case(dtype, kind, " softcaps", student=CAPPED, teacher=CAPPED, slow=True)
+        for dtype in NAMES
+        for kind in KINDS
+        if (dtype, kind) != (torch.bfloat16, "jsd")
+    ),
+    *(_case(torch.bfloat16, kind, " student softcap", student=CAPPED, slow=True) for kind in KINDS),
+    *(_case(torch.bfloat16, kind, " teacher softcap", teacher=CAPPED, slow=True) for kind in KINDS),
     *(
         _case(
-            f"jsd bf16 {t.rows}x{t.columns}x{t.depth} w{t.num_warps} s{t.num_stages}",
+            dtype,
             "jsd",
-            torch.bfloat16,
-            tile=t,
+            f" candidate {key[1]} {config.name}",
+            student=cap,
+            teacher=cap,
+            configs={key: config},
             slow=True,
         )
-        for t in host.CANDIDATES
+        for key, configs in ours.CANDIDATES.items()
+        for config in configs
+        for dtype, cap in ((torch.float32 if key[0] == 4 else torch.bfloat16, CAPPED if key[1] else PLAIN),)
     ),
 )

@@ -11,10 +11,7 @@ import torch
 import torch.distributed as dist
 
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling, log_mixture, logit_slope, merge, no_statistics
-from osim_kernels.fused_linear_logprob.products import add_product as _add_product
-from osim_kernels.fused_linear_logprob.products import logits as _logits
-from osim_kernels.fused_linear_logprob.products import operand as _operand
-from osim_kernels.fused_linear_logprob.products import spans as _spans
+from osim_kernels.fused_linear_logprob.products import add_product, logits, operand, spans
 
 # Tiles (rows, columns): of the single-head op, with half the columns, since two tiles live at once.
 CPU_TILE = (1024, 512)
@@ -78,13 +75,13 @@ class _FusedLinearKL(torch.autograd.Function):
 
 def _tiles(student_ND, student_VD, teacher_NE, teacher_VE, real_rows, student: Scaling, teacher: Scaling):
     """Yields (rows, columns, student logits [B, C], teacher logits [B, C]), columns outermost."""
-    student_ND, teacher_NE = _operand(student_ND), _operand(teacher_NE)
+    student_ND, teacher_NE = operand(student_ND), operand(teacher_NE)
     row_chunk, column_chunk = CPU_TILE if student_ND.device.type == "cpu" else CUDA_TILE
-    for columns in _spans(real_rows, column_chunk):
-        student_CD, teacher_CE = _operand(student_VD[columns]), _operand(teacher_VE[columns])
-        for rows in _spans(student_ND.shape[0], row_chunk):
-            student_BC = _logits(student_ND[rows], student_CD, student.temperature, student.softcap)
-            teacher_BC = _logits(teacher_NE[rows], teacher_CE, teacher.temperature, teacher.softcap)
+    for columns in spans(real_rows, column_chunk):
+        student_CD, teacher_CE = operand(student_VD[columns]), operand(teacher_VE[columns])
+        for rows in spans(student_ND.shape[0], row_chunk):
+            student_BC = logits(student_ND[rows], student_CD, student.temperature, student.softcap)
+            teacher_BC = logits(teacher_NE[rows], teacher_CE, teacher.temperature, teacher.softcap)
             yield rows, columns, student_BC, teacher_BC
 
 
@@ -104,7 +101,7 @@ class Gradients:
     """
 
     def __init__(self, hidden_ND, weight_VD, hidden_wanted: bool, weight_wanted: bool, wide: torch.dtype) -> None:
-        self.hidden_ND, self.weight_VD, self.operand_ND = hidden_ND, weight_VD, _operand(hidden_ND)
+        self.hidden_ND, self.weight_VD, self.operand_ND = hidden_ND, weight_VD, operand(hidden_ND)
         self.grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=wide) if hidden_wanted else None
         self.grad_weight_VD = torch.zeros_like(weight_VD) if weight_wanted else None
         self.columns, self.chunk_CD, self.wide = None, None, wide
@@ -112,12 +109,12 @@ class Gradients:
     def add(self, rows: slice, columns: slice, slope_BC: torch.Tensor) -> None:
         slope_BC = slope_BC.to(self.operand_ND.dtype)
         if self.grad_hidden_ND is not None:
-            _add_product(self.grad_hidden_ND[rows], slope_BC, _operand(self.weight_VD[columns]))
+            add_product(self.grad_hidden_ND[rows], slope_BC, operand(self.weight_VD[columns]))
         if self.grad_weight_VD is not None:
             if columns != self.columns:
                 self._flush()
                 self.columns, self.chunk_CD = columns, torch.zeros_like(self.weight_VD[columns], dtype=self.wide)
-            _add_product(self.chunk_CD, slope_BC.T, self.operand_ND[rows])
+            add_product(self.chunk_CD, slope_BC.T, self.operand_ND[rows])
 
     def _flush(self) -> None:
         if self.columns is not None:

@@ -11,9 +11,7 @@ import torch
 
 from osim_kernels.fused_linear_kl import chunked
 from osim_kernels.fused_linear_kl.divergence import LOWEST, Scaling
-from osim_kernels.fused_linear_logprob.products import logits as _logits
-from osim_kernels.fused_linear_logprob.products import operand as _operand
-from osim_kernels.fused_linear_logprob.products import spans as _spans
+from osim_kernels.fused_linear_logprob.products import logits, operand, spans
 
 
 def bucket_logprobs_chunked(hidden_ND, weight_VD, ids_NK, *, real_rows, group, student: Scaling):
@@ -77,12 +75,12 @@ class _BucketLogprobs(torch.autograd.Function):
 
 def _tiles(hidden_ND, weight_VD, real_rows, student: Scaling):
     """Yields (rows, columns, logits [B, C]), columns outermost."""
-    operand_ND = _operand(hidden_ND)
+    operand_ND = operand(hidden_ND)
     row_chunk, column_chunk = chunked.CPU_TILE if hidden_ND.device.type == "cpu" else chunked.CUDA_TILE
-    for columns in _spans(real_rows, column_chunk):
-        weight_CD = _operand(weight_VD[columns])
-        for rows in _spans(hidden_ND.shape[0], row_chunk):
-            yield rows, columns, _logits(operand_ND[rows], weight_CD, student.temperature, student.softcap)
+    for columns in spans(real_rows, column_chunk):
+        weight_CD = operand(weight_VD[columns])
+        for rows in spans(hidden_ND.shape[0], row_chunk):
+            yield rows, columns, logits(operand_ND[rows], weight_CD, student.temperature, student.softcap)
 
 
 def _places(ids_BK, columns: slice):

@@ -1,270 +1,174 @@
 """The kernels of triton.py: two logit tiles, one per head, made in registers and reduced or differentiated at once.
 
-Arguments named lead and other (or student and teacher) come in fives: hidden states [N, width], head [V, width], width,
-1 / temperature, soft cap or None. All are contiguous. Shape suffixes as in triton.py.
+A head comes as five arguments: descriptors of its hidden states and its weight, hidden size, 1 / temperature, soft cap
+(None without one). Kernels that lead with the distribution they weight by call the heads lead and other, the rest
+student and teacher. Shape suffixes: N tokens, C vocabulary columns of one tile.
 """
 
 import triton
 import triton.language as tl
 
 from osim_kernels.fused_linear_kl.divergence import LOWEST
+from osim_kernels.fused_linear_logprob.tile import grouped, logit_tile, scaled
 
-_LOWEST = tl.constexpr(LOWEST)
-
-
-@triton.jit
-def _tanh(x):
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+LOWEST_LOGIT = tl.constexpr(LOWEST)
+GROUP = tl.constexpr(16)  # row tiles that share their columns while these are in L2
 
 
 @triton.jit
 def _logits(
-    hidden,
-    weight,
-    width,
-    inverse_temperature,
-    softcap,
-    row_R,
-    column_C,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """[R, C] fp32, capped and scaled. Rows and columns have to exist: callers clamp them and discard what is extra."""
-    depth_K = tl.arange(0, DEPTH)
-    hidden_RK = hidden + row_R.to(tl.int64)[:, None] * width + depth_K[None, :]
-    weight_KC = weight + column_C.to(tl.int64)[None, :] * width + depth_K[:, None]
-    logits_RC = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for first in range(0, width, DEPTH):
-        if EVEN:
-            left_RK, right_KC = tl.load(hidden_RK), tl.load(weight_KC)
-        else:
-            left_RK = tl.load(hidden_RK, mask=(first + depth_K < width)[None, :], other=0.0)
-            right_KC = tl.load(weight_KC, mask=(first + depth_K < width)[:, None], other=0.0)
-        logits_RC = tl.dot(left_RK, right_KC, logits_RC, input_precision="ieee")
-        hidden_RK += DEPTH
-        weight_KC += DEPTH
-    if softcap is not None:
-        logits_RC = softcap * _tanh(logits_RC / softcap)
-    return logits_RC * inverse_temperature
+    hidden, head, hidden_size, inverse_temperature, softcap, row, column,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    logits_NC = logit_tile(hidden, head, row, column, hidden_size, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION)
+    return scaled(logits_NC, inverse_temperature, softcap, softcap is not None)
 
 
 @triton.jit
-def _log_mixture(log_p_RC, log_q_RC, log_beta, log_rest):
-    left_RC, right_RC = log_p_RC + log_beta, log_q_RC + log_rest
-    top_RC = tl.maximum(left_RC, right_RC)
-    return top_RC + tl.log(tl.exp(left_RC - top_RC) + tl.exp(right_RC - top_RC))
+def _log_mixture(log_p_NC, log_q_NC, log_beta, log_rest):
+    left_NC, right_NC = log_p_NC + log_beta, log_q_NC + log_rest
+    top_NC = tl.maximum(left_NC, right_NC)
+    return top_NC + tl.log(tl.exp(left_NC - top_NC) + tl.exp(right_NC - top_NC))
 
 
-@triton.jit(do_not_specialize=["num_rows", "columns_per_split"])
+@triton.jit(do_not_specialize=["num_rows", "num_parts", "blocks_per_part"])
 def _statistics_kernel(
-    lead_hidden,
-    lead_weight,
-    lead_width,
-    lead_inverse_temperature,
-    lead_softcap,
-    other_hidden,
-    other_weight,
-    other_width,
-    other_inverse_temperature,
-    other_softcap,
-    parts,
-    num_rows,
-    real_rows,
-    columns_per_split,
-    FIRST_EVEN: tl.constexpr,
-    SECOND_EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """parts[split] = the five statistics of divergence.py over one split's columns."""
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    kept_R = row_R < num_rows
-    row_R = tl.minimum(row_R, num_rows - 1)
-    split = tl.program_id(1)
-    start = split * columns_per_split
-    stop = tl.minimum(start + columns_per_split, real_rows)
-    lead_R = tl.full([ROWS], _LOWEST, tl.float32)
-    other_R = tl.full([ROWS], _LOWEST, tl.float32)
-    lead_sum_R = tl.zeros([ROWS], tl.float32)
-    other_sum_R = tl.zeros([ROWS], tl.float32)
-    moment_R = tl.zeros([ROWS], tl.float32)
-    for first in range(start, stop, COLUMNS):
-        column_C = first + tl.arange(0, COLUMNS)
-        real_C = (column_C < stop)[None, :]
-        column_C = tl.minimum(column_C, real_rows - 1)
-        lead_RC = _logits(
-            lead_hidden, lead_weight, lead_width, lead_inverse_temperature, lead_softcap,
-            row_R, column_C, FIRST_EVEN, ROWS, COLUMNS, DEPTH,
+    lead_hidden, lead_head, lead_size, lead_inverse_temperature, lead_softcap,
+    other_hidden, other_head, other_size, other_inverse_temperature, other_softcap,
+    parts_ptr, num_rows, num_columns, num_parts, blocks_per_part,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """parts[part] = the five statistics of divergence.py over one part's columns."""
+    tile, part = grouped(tl.program_id(0), tl.cdiv(num_rows, BLOCK_N), num_parts, GROUP)
+    lead_N = tl.full((BLOCK_N,), LOWEST_LOGIT, tl.float32)
+    other_N = tl.full((BLOCK_N,), LOWEST_LOGIT, tl.float32)
+    lead_sum_N = tl.zeros((BLOCK_N,), tl.float32)
+    other_sum_N = tl.zeros((BLOCK_N,), tl.float32)
+    moment_N = tl.zeros((BLOCK_N,), tl.float32)
+    last = min((part + 1) * blocks_per_part, tl.cdiv(num_columns, BLOCK_C))
+    for block in range(part * blocks_per_part, last):
+        row, column = tile * BLOCK_N, block * BLOCK_C
+        lead_NC = _logits(
+            lead_hidden, lead_head, lead_size, lead_inverse_temperature, lead_softcap,
+            row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        other_RC = _logits(
-            other_hidden, other_weight, other_width, other_inverse_temperature, other_softcap,
-            row_R, column_C, SECOND_EVEN, ROWS, COLUMNS, DEPTH,
+        other_NC = _logits(
+            other_hidden, other_head, other_size, other_inverse_temperature, other_softcap,
+            row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        lead_RC = tl.where(real_C, lead_RC, _LOWEST)
-        other_RC = tl.where(real_C, other_RC, _LOWEST)
-        new_lead_R = tl.maximum(lead_R, tl.max(lead_RC, axis=1))
-        new_other_R = tl.maximum(other_R, tl.max(other_RC, axis=1))
-        lead_shift_R, other_shift_R = lead_R - new_lead_R, other_R - new_other_R
-        lead_RC -= new_lead_R[:, None]
-        other_RC -= new_other_R[:, None]
-        weight_RC = tl.exp(lead_RC)
-        lead_decay_R = tl.exp(lead_shift_R)
-        moment_R = lead_decay_R * (moment_R + lead_sum_R * (lead_shift_R - other_shift_R))
-        moment_R += tl.sum(weight_RC * (lead_RC - other_RC), axis=1)
-        lead_sum_R = lead_decay_R * lead_sum_R + tl.sum(weight_RC, axis=1)
-        other_sum_R = tl.exp(other_shift_R) * other_sum_R + tl.sum(tl.exp(other_RC), axis=1)
-        lead_R, other_R = new_lead_R, new_other_R
-    part = parts + split.to(tl.int64) * 5 * num_rows + row_R
-    tl.store(part, lead_R, mask=kept_R)
-    tl.store(part + num_rows, lead_sum_R, mask=kept_R)
-    tl.store(part + 2 * num_rows, other_R, mask=kept_R)
-    tl.store(part + 3 * num_rows, other_sum_R, mask=kept_R)
-    tl.store(part + 4 * num_rows, moment_R, mask=kept_R)
+        real_C = (column + tl.arange(0, BLOCK_C) < num_columns)[None, :]
+        lead_NC = tl.where(real_C, lead_NC, LOWEST_LOGIT)
+        other_NC = tl.where(real_C, other_NC, LOWEST_LOGIT)
+        lead_after_N = tl.maximum(lead_N, tl.max(lead_NC, axis=1))
+        other_after_N = tl.maximum(other_N, tl.max(other_NC, axis=1))
+        lead_shift_N, other_shift_N = lead_N - lead_after_N, other_N - other_after_N
+        lead_NC -= lead_after_N[:, None]
+        other_NC -= other_after_N[:, None]
+        weight_NC = tl.exp(lead_NC)
+        decay_N = tl.exp(lead_shift_N)
+        moment_N = decay_N * (moment_N + lead_sum_N * (lead_shift_N - other_shift_N))
+        moment_N += tl.sum(weight_NC * (lead_NC - other_NC), axis=1)
+        lead_sum_N = decay_N * lead_sum_N + tl.sum(weight_NC, axis=1)
+        other_sum_N = tl.exp(other_shift_N) * other_sum_N + tl.sum(tl.exp(other_NC), axis=1)
+        lead_N, other_N = lead_after_N, other_after_N
+    row_N = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside_N = row_N < num_rows
+    out_N = parts_ptr + part.to(tl.int64) * 5 * num_rows + row_N
+    tl.store(out_N, lead_N, mask=inside_N)
+    tl.store(out_N + num_rows, lead_sum_N, mask=inside_N)
+    tl.store(out_N + 2 * num_rows, other_N, mask=inside_N)
+    tl.store(out_N + 3 * num_rows, other_sum_N, mask=inside_N)
+    tl.store(out_N + 4 * num_rows, moment_N, mask=inside_N)
 
 
 @triton.jit
-def _log_probs(
-    student_hidden,
-    student_weight,
-    student_width,
-    student_inverse_temperature,
-    student_softcap,
-    teacher_hidden,
-    teacher_weight,
-    teacher_width,
-    teacher_inverse_temperature,
-    teacher_softcap,
-    norms,
-    num_rows,
-    row_R,
-    column_C,
-    FIRST_EVEN: tl.constexpr,
-    SECOND_EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """(log q, log p, the student's logits) of one tile; two subtractions keep the log-sum where logits are large."""
-    logits_RC = _logits(
-        student_hidden, student_weight, student_width, student_inverse_temperature, student_softcap,
-        row_R, column_C, FIRST_EVEN, ROWS, COLUMNS, DEPTH,
-    )  # fmt: skip
-    teacher_RC = _logits(
-        teacher_hidden, teacher_weight, teacher_width, teacher_inverse_temperature, teacher_softcap,
-        row_R, column_C, SECOND_EVEN, ROWS, COLUMNS, DEPTH,
-    )  # fmt: skip
-    log_q_RC = (logits_RC - tl.load(norms + row_R)[:, None]) - tl.load(norms + num_rows + row_R)[:, None]
-    log_p_RC = teacher_RC - tl.load(norms + 2 * num_rows + row_R)[:, None]
-    log_p_RC -= tl.load(norms + 3 * num_rows + row_R)[:, None]
-    return log_q_RC, log_p_RC, logits_RC
+def _norms(student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teacher_log_sum_ptr, row_N, inside_N):
+    return (
+        tl.load(student_maximum_ptr + row_N, mask=inside_N, other=0.0)[:, None],
+        tl.load(student_log_sum_ptr + row_N, mask=inside_N, other=0.0)[:, None],
+        tl.load(teacher_maximum_ptr + row_N, mask=inside_N, other=0.0)[:, None],
+        tl.load(teacher_log_sum_ptr + row_N, mask=inside_N, other=0.0)[:, None],
+    )
 
 
-@triton.jit(do_not_specialize=["num_rows", "columns_per_split"])
+@triton.jit(do_not_specialize=["num_rows", "num_parts", "blocks_per_part"])
 def _mixture_kernel(
-    student_hidden,
-    student_weight,
-    student_width,
-    student_inverse_temperature,
-    student_softcap,
-    teacher_hidden,
-    teacher_weight,
-    teacher_width,
-    teacher_inverse_temperature,
-    teacher_softcap,
-    norms,
-    parts,
-    num_rows,
-    real_rows,
-    columns_per_split,
-    log_beta,
-    log_rest,
-    FIRST_EVEN: tl.constexpr,
-    SECOND_EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """parts[split] = (sum of p (log p - log m), sum of q (log q - log m)) over one split's columns."""
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    kept_R = row_R < num_rows
-    row_R = tl.minimum(row_R, num_rows - 1)
-    split = tl.program_id(1)
-    start = split * columns_per_split
-    stop = tl.minimum(start + columns_per_split, real_rows)
-    teacher_R = tl.zeros([ROWS], tl.float32)
-    student_R = tl.zeros([ROWS], tl.float32)
-    for first in range(start, stop, COLUMNS):
-        column_C = first + tl.arange(0, COLUMNS)
-        real_C = (column_C < stop)[None, :]
-        log_q_RC, log_p_RC, _ = _log_probs(
-            student_hidden, student_weight, student_width, student_inverse_temperature, student_softcap,
-            teacher_hidden, teacher_weight, teacher_width, teacher_inverse_temperature, teacher_softcap,
-            norms, num_rows, row_R, tl.minimum(column_C, real_rows - 1), FIRST_EVEN, SECOND_EVEN, ROWS, COLUMNS, DEPTH
+    student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
+    teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
+    student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teacher_log_sum_ptr,
+    parts_ptr, num_rows, num_columns, num_parts, blocks_per_part, log_beta, log_rest,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """parts[part] = (sum of p (log p - log m), sum of q (log q - log m)) over one part's columns."""
+    tile, part = grouped(tl.program_id(0), tl.cdiv(num_rows, BLOCK_N), num_parts, GROUP)
+    row_N = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside_N = row_N < num_rows
+    student_maximum_N1, student_log_sum_N1, teacher_maximum_N1, teacher_log_sum_N1 = _norms(
+        student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teacher_log_sum_ptr, row_N, inside_N
+    )
+    teacher_N = tl.zeros((BLOCK_N,), tl.float32)
+    student_N = tl.zeros((BLOCK_N,), tl.float32)
+    last = min((part + 1) * blocks_per_part, tl.cdiv(num_columns, BLOCK_C))
+    for block in range(part * blocks_per_part, last):
+        row, column = tile * BLOCK_N, block * BLOCK_C
+        log_q_NC = _logits(
+            student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
+            row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        log_m_RC = _log_mixture(log_p_RC, log_q_RC, log_beta, log_rest)
-        teacher_R += tl.sum(tl.where(real_C, tl.exp(log_p_RC) * (log_p_RC - log_m_RC), 0.0), axis=1)
-        student_R += tl.sum(tl.where(real_C, tl.exp(log_q_RC) * (log_q_RC - log_m_RC), 0.0), axis=1)
-    part = parts + split.to(tl.int64) * 2 * num_rows + row_R
-    tl.store(part, teacher_R, mask=kept_R)
-    tl.store(part + num_rows, student_R, mask=kept_R)
+        log_p_NC = _logits(
+            teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
+            row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        # two subtractions: maximum + log-sum would lose the log-sum where logits are large
+        log_q_NC = log_q_NC - student_maximum_N1 - student_log_sum_N1
+        log_p_NC = log_p_NC - teacher_maximum_N1 - teacher_log_sum_N1
+        log_m_NC = _log_mixture(log_p_NC, log_q_NC, log_beta, log_rest)
+        real_C = (column + tl.arange(0, BLOCK_C) < num_columns)[None, :]
+        teacher_N += tl.sum(tl.where(real_C, tl.exp(log_p_NC) * (log_p_NC - log_m_NC), 0.0), axis=1)
+        student_N += tl.sum(tl.where(real_C, tl.exp(log_q_NC) * (log_q_NC - log_m_NC), 0.0), axis=1)
+    out_N = parts_ptr + part.to(tl.int64) * 2 * num_rows + row_N
+    tl.store(out_N, teacher_N, mask=inside_N)
+    tl.store(out_N + num_rows, student_N, mask=inside_N)
 
 
-@triton.jit(do_not_specialize=["num_rows", "first_column"])
-def _slope_kernel(
-    student_hidden,
-    student_weight,
-    student_width,
-    student_inverse_temperature,
-    student_softcap,
-    teacher_hidden,
-    teacher_weight,
-    teacher_width,
-    teacher_inverse_temperature,
-    teacher_softcap,
-    saved,
-    grad,
-    slope,
-    num_rows,
-    real_rows,
-    first_column,
-    slope_stride,
-    log_beta,
-    log_rest,
-    rest,
+@triton.jit(do_not_specialize=["num_rows", "num_column_tiles"])
+def _dlogits_kernel(
+    student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
+    teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
+    student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teacher_log_sum_ptr, extra_ptr, grad_ptr,
+    dlogits, num_rows, num_column_tiles, log_beta, log_rest, rest,
     KIND: tl.constexpr,
-    FIRST_EVEN: tl.constexpr,
-    SECOND_EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """slope[row, column - first_column] = gradient of the student's product at one tile, in the operands' dtype."""
-    row_R = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    kept_R = row_R < num_rows
-    row_R = tl.minimum(row_R, num_rows - 1)
-    place_C = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    column_C = tl.minimum(first_column + place_C, real_rows - 1)
-    log_q_RC, log_p_RC, logits_RC = _log_probs(
-        student_hidden, student_weight, student_width, student_inverse_temperature, student_softcap,
-        teacher_hidden, teacher_weight, teacher_width, teacher_inverse_temperature, teacher_softcap,
-        saved, num_rows, row_R, column_C, FIRST_EVEN, SECOND_EVEN, ROWS, COLUMNS, DEPTH
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one tile of the student's products hidden @ head.T, in the operands' dtype."""
+    tile, part = grouped(tl.program_id(0), tl.cdiv(num_rows, BLOCK_N), num_column_tiles, GROUP)
+    row, column = tile * BLOCK_N, part * BLOCK_C
+    logits_NC = _logits(
+        student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
+        row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
     )  # fmt: skip
+    teacher_NC = _logits(
+        teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
+        row, column, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    row_N = row + tl.arange(0, BLOCK_N)
+    inside_N = row_N < num_rows
+    student_maximum_N1, student_log_sum_N1, teacher_maximum_N1, teacher_log_sum_N1 = _norms(
+        student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teacher_log_sum_ptr, row_N, inside_N
+    )
+    log_q_NC = logits_NC - student_maximum_N1 - student_log_sum_N1
+    log_p_NC = teacher_NC - teacher_maximum_N1 - teacher_log_sum_N1
+    grad_N1 = tl.load(grad_ptr + row_N, mask=inside_N, other=0.0)[:, None] * student_inverse_temperature
     if KIND == "forward":
-        slope_RC = tl.exp(log_q_RC) - tl.exp(log_p_RC)
+        slope_NC = grad_N1 * (tl.exp(log_q_NC) - tl.exp(log_p_NC))
     else:
-        extra_R = tl.load(saved + 4 * num_rows + row_R)
+        extra_N1 = tl.load(extra_ptr + row_N, mask=inside_N, other=0.0)[:, None]
         if KIND == "reverse":
-            slope_RC = tl.exp(log_q_RC) * (log_q_RC - log_p_RC - extra_R[:, None])
+            slope_NC = grad_N1 * tl.exp(log_q_NC) * (log_q_NC - log_p_NC - extra_N1)
         else:
-            log_m_RC = _log_mixture(log_p_RC, log_q_RC, log_beta, log_rest)
-            slope_RC = rest * tl.exp(log_q_RC) * (log_q_RC - log_m_RC - extra_R[:, None])
-    slope_RC *= tl.load(grad + row_R)[:, None]
-    if student_softcap is not None:  # the logits are cap tanh(x / cap) / temperature
-        tanh_RC = logits_RC / (student_softcap * student_inverse_temperature)
-        slope_RC *= 1.0 - tanh_RC * tanh_RC
-    # the workspace is whole tiles wide, so only rows need a mask and stores stay 128 bits wide
-    target_RC = slope + row_R.to(tl.int64)[:, None] * slope_stride + place_C[None, :]
-    tl.store(target_RC, slope_RC.to(slope.dtype.element_ty), mask=kept_R[:, None])
+            log_m_NC = _log_mixture(log_p_NC, log_q_NC, log_beta, log_rest)
+            slope_NC = rest * grad_N1 * tl.exp(log_q_NC) * (log_q_NC - log_m_NC - extra_N1)
+    if student_softcap is not None:  # logits are cap tanh(x / cap) / temperature
+        tanh_NC = logits_NC / (student_softcap * student_inverse_temperature)
+        slope_NC *= 1.0 - tanh_NC * tanh_NC
+    dlogits.store([row, column], slope_NC.to(dlogits.dtype))
