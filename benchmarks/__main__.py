@@ -1,4 +1,4 @@
-"""Dispatcher of the benchmarks: `python -m benchmarks NAME [ARGS]` runs benchmarks/NAME.py's `main(ARGS)`.
+"""Dispatcher of the benchmarks: `python -m benchmarks NAME [ARGS]` runs `main(ARGS)` of benchmarks/NAME.py or NAME/.
 
 Without a name, or with one that does not exist, lists what there is and exits 2. Results go to
 benchmarks/results/NAME.jsonl through benchmarks/ledger.py.
@@ -16,10 +16,11 @@ NOT_BENCHMARKS = {"__init__", "__main__", "ledger"}
 def benchmarks() -> dict[str, str]:
     """name -> first line of its docstring, read without importing it."""
     found = {}
-    for path in sorted(FOLDER.glob("*.py")):
-        if path.stem not in NOT_BENCHMARKS:
+    for path in sorted([*FOLDER.glob("*.py"), *FOLDER.glob("*/__init__.py")]):
+        name = path.parent.name if path.stem == "__init__" else path.stem
+        if path.parent != FOLDER or name not in NOT_BENCHMARKS:
             docstring = ast.get_docstring(ast.parse(path.read_text()))
-            found[path.stem] = docstring.splitlines()[0] if docstring else ""
+            found[name] = docstring.splitlines()[0] if docstring else ""
     return found
 
 
