@@ -37,46 +37,43 @@ constexpr std::int32_t batch_blocks(std::int32_t rows) {
     return kPlanBlocks + (rows > kChunkRows ? (rows - 1) / kChunkRows + 1 : 1);
 }
 
+// Rows of weight != 0 go to the front in order, the others fill the back with -1. A block counts all rows before its
+// chunk itself, which costs reads (T^2 / 2 kChunkRows in all, from the cache) and saves a second launch.
 template <class Block>
-OSIM_DEVICE void describe_rows(Block& block, BatchMetadata batch, std::int32_t chunk_start, std::int32_t chunk_stop) {
+OSIM_DEVICE void describe_rows(Block& block, BlockScratch<Block::kThreads>* shared, BatchMetadata batch,
+                               std::int32_t chunk_start, std::int32_t chunk_stop) {
+    constexpr int kThreads = Block::kThreads;
+    const float* weights = batch.weights;
     block.each([=](int thread) {
-        for (std::int32_t row = chunk_start + thread; row < chunk_stop; row += Block::kThreads) {
+        for (std::int32_t row = chunk_start + thread; row < chunk_stop; row += kThreads) {
             const std::int32_t segment = batch.packing.segment_of(row);
             batch.segment_of_row[row] = segment;
             batch.positions[row] = row - batch.packing.start(segment) + batch.packing.prefix_length(segment);
         }
-    });
-}
-
-// Rows of weight != 0 go to the front in order, the others fill the back with -1. A block counts all rows before its
-// chunk itself, which costs reads (T^2 / 2 kChunkRows in all, from the cache) and saves a second launch.
-template <class Block>
-OSIM_DEVICE void compact_loss_rows(Block& block, BlockScratch<Block::kThreads>* shared, BatchMetadata batch,
-                                   std::int32_t chunk_start, std::int32_t chunk_stop) {
-    constexpr int kThreads = Block::kThreads;
-    const float* weights = batch.weights;
-    block.each([=](int thread) {
-        std::int32_t found = 0;
-        for (std::int32_t row = thread; row < chunk_start; row += kThreads) {
-            found += weights[row] != 0.0f;
+        std::int32_t earlier = 0;
+        for (std::int32_t row = thread; weights != nullptr && row < chunk_start; row += kThreads) {
+            earlier += weights[row] != 0.0f;
         }
-        shared->own[thread] = found;
+        shared->own[thread] = earlier;
+        if (weights == nullptr && chunk_start == 0 && thread == 0) {
+            batch.counts[kLossRows] = 0;
+        }
     });
-    // The block's own counters are idle here; the first of them carries the number of earlier loss rows.
-    std::int32_t* before = shared->counters;
+    if (weights == nullptr) {
+        return;
+    }
+    // One scan over the threads' counts of earlier rows and then the chunk's rows: sums come out for the whole batch.
     exclusive_scan(
-        block, shared, kThreads, [=](std::int32_t i) { return shared->own[i]; },
-        [=](std::int32_t i, std::int32_t sum) {
-            if (i == kThreads) {
-                *before = sum;
+        block, shared, kThreads + chunk_stop - chunk_start,
+        [=](std::int32_t i) {
+            return i < kThreads ? shared->own[i]
+                                : static_cast<std::int32_t>(weights[chunk_start + i - kThreads] != 0.0f);
+        },
+        [=](std::int32_t i, std::int32_t loss_rows) {
+            const std::int32_t row = chunk_start + i - kThreads;
+            if (i < kThreads) {
+                return;
             }
-        });
-    exclusive_scan(
-        block, shared, chunk_stop - chunk_start,
-        [=](std::int32_t i) { return static_cast<std::int32_t>(weights[chunk_start + i] != 0.0f); },
-        [=](std::int32_t i, std::int32_t sum) {
-            const std::int32_t row = chunk_start + i;
-            const std::int32_t loss_rows = *before + sum;
             if (row == chunk_stop) {
                 if (row == batch.packing.rows) {
                     batch.counts[kLossRows] = loss_rows;
@@ -100,16 +97,7 @@ OSIM_DEVICE void batch_metadata(Block& block, BlockScratch<Block::kThreads>* sha
         const std::int32_t chunk_start = (block.index() - kPlanBlocks) * kChunkRows;
         const std::int32_t chunk_stop =
             packing.rows - chunk_start > kChunkRows ? chunk_start + kChunkRows : packing.rows;
-        describe_rows(block, batch, chunk_start, chunk_stop);
-        if (batch.weights != nullptr) {
-            compact_loss_rows(block, shared, batch, chunk_start, chunk_stop);
-        } else if (chunk_start == 0) {
-            block.each([=](int thread) {
-                if (thread == 0) {
-                    batch.counts[kLossRows] = 0;
-                }
-            });
-        }
+        describe_rows(block, shared, batch, chunk_start, chunk_stop);
     }
 }
 

@@ -181,7 +181,7 @@ def barriers(tmp_path_factory):
     program = tmp_path_factory.mktemp("barriers") / "block_barriers"
     source = Path(__file__).parent / "block_barriers.cpp"
     subprocess.run(
-        ["g++", "-std=c++20", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall"]
+        ["g++", "-std=c++20", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall"]
         + [f"-I{CSRC / folder}" for folder in ("common", "native")]
         + [str(source), "-o", str(program)],
         check=True,
