@@ -11,12 +11,11 @@ from datetime import datetime
 from pathlib import Path
 
 from osim_core.corpus.conversation import Conversation, Message
+from osim_core.corpus.filters.personal import EMAIL, US_PHONE
 
 # A few people wrote a quarter of all text; past this much of one person's words their other chats are left out.
 MAX_CHARACTERS_PER_SPEAKER = 50_000
 
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-PHONE = re.compile(r"(?<![\d.])(?:\+?\d{1,2}[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}(?!\d)")
 FOUR_DIGITS = re.compile(r"\d{4}")  # as every phone number has
 
 
@@ -85,5 +84,5 @@ def scrub(text: str) -> tuple[str, int]:
     if "@" in text:
         text, emails = EMAIL.subn("[email]", text)
     if FOUR_DIGITS.search(text):
-        text, phones = PHONE.subn("[phone]", text)
+        text, phones = US_PHONE.subn("[phone]", text)
     return text, emails + phones
