@@ -1,0 +1,63 @@
+"""Where the parts of a stage run: in this process, in a pool of processes, or on a Ray cluster. Same bytes each way,
+because parts are independent and named, and nothing depends on which ends first.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, Protocol
+
+
+class Executor(Protocol):
+    """run(function, items) yields function(item) of every item as they end; the first exception ends it."""
+
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]: ...
+
+
+class Local:
+    """A pool of `processes` on this machine; one process means this one."""
+
+    def __init__(self, processes: int) -> None:
+        if processes < 1:
+            raise ValueError(f"processes must be at least 1, got {processes}")
+        self.processes = processes
+
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        if self.processes == 1 or len(items) < 2:
+            yield from map(function, items)
+            return
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit the locks of our threads
+        with ProcessPoolExecutor(min(self.processes, len(items)), mp_context=context) as pool:
+            futures = [pool.submit(function, item) for item in items]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:  # after an exception: parts that have not begun never do
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Ray:
+    """Tasks of one core each on the Ray cluster that `ray.init(address=...)` finds.
+
+    Raises ValueError where Ray is not installed. All nodes must see the build's folder under the same path.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError("--executor ray needs Ray: pip install 'osim-core[ray]'") from error
+        self.ray = ray
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+
+    def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        task = self.ray.remote(num_cpus=1)(function)
+        waiting = [task.remote(item) for item in items]
+        try:
+            while waiting:
+                ready, waiting = self.ray.wait(waiting)
+                yield self.ray.get(ready[0])
+        finally:
+            for left in waiting:
+                self.ray.cancel(left)
