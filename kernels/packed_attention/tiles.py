@@ -129,17 +129,6 @@ def causal_tile_minimum(lengths: Sequence[int], block_q: int, block_k: int) -> i
     return total
 
 
-def row_grid_tiles(lengths: Sequence[int], block_q: int, block_k: int) -> int:
-    """Tiles of a grid aligned to the packed row, not to its documents, that hold a visible pair: what a block mask
-    (FlexAttention's) leaves to compute per head. A dense causal kernel computes that of one document of all rows."""
-    borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tile_start = np.arange(0, borders[-1], block_q)
-    tile_stop = np.minimum(tile_start + block_q, borders[-1])
-    # documents in a row of rows see a run of keys: from the first document's start to the last row
-    first_key = borders[np.searchsorted(borders, tile_start, side="right") - 1]
-    return int((-(-tile_stop // block_k) - first_key // block_k).sum())
-
-
 def _checked_spans(spans, num_queries: int, num_keys: int) -> np.ndarray:
     """int64 [N, 5], sorted, without the spans that say nothing."""
     spans_N5 = np.asarray(spans, dtype=np.int64).reshape(-1, 5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.packing import draw_lengths
 from osim_core.corpus.pack import pack_documents
-from osim_kernels.packed_attention.tiles import TileCapacity, build_tile_plan, causal_tile_minimum, row_grid_tiles
+from osim_kernels.packed_attention.tiles import TileCapacity, build_tile_plan, causal_tile_minimum
 
 
 def dense(spans, num_queries, num_keys, window):
@@ -179,19 +179,6 @@ def test_forward_never_computes_more_than_a_grid_aligned_to_each_document(length
     plan = build_tile_plan(spans, rows, rows, *block)
     assert plan.forward_tiles <= causal_tile_minimum(lengths, *block)
     assert sum(length * (length + 1) // 2 for length in lengths) <= plan.forward_tiles * block[0] * block[1]
-
-
-@settings(max_examples=100, deadline=None)
-@given(lengths_of_documents, blocks)
-def test_tiles_of_a_grid_over_the_row_are_those_that_hold_a_visible_pair(lengths, block):
-    spans, rows = packed(lengths)
-    visible_TS = dense(spans, rows, rows, None)
-    touched = sum(
-        visible_TS[q : q + block[0], k : k + block[1]].any()
-        for q in range(0, rows, block[0])
-        for k in range(0, rows, block[1])
-    )
-    assert row_grid_tiles(lengths, *block) == touched
 
 
 def test_a_short_tile_goes_first_where_that_saves_blocks_and_last_where_it_does_not():

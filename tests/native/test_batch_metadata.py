@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osim_core import _native
+from osim_kernels.packed_attention import Segments
 from osim_kernels.packed_attention.metadata import batch_metadata
 from osim_kernels.packed_attention.tiles import TileCapacity, build_tile_plan
 
@@ -123,6 +124,17 @@ def test_extremes(lengths, window):
 def test_a_group_of_replies_shares_its_prompt():
     lengths, parents = [1_999, *[501] * 8] * 3, [-1, *[0] * 8, -1, *[9] * 8, -1, *[18] * 8]
     assert_equals_truth(lengths, parents, 0, (128, 64), None, None)
+
+
+def test_layers_that_plan_from_segments_and_from_the_device_read_the_same_tables():
+    cu_seqlens, parents = borders_of([200, 70, 3, 130, 0, 64]), torch.tensor([-1, 0, 1, 0, -1, -1], dtype=torch.int32)
+    capacity = TileCapacity.of_segments(467, 6, 128, 64, max_depth=2, max_descendants=3)
+    metadata = batch_metadata(
+        cu_seqlens, num_rows=467, block_q=128, block_k=64, window=150, parents=parents, capacity=capacity
+    )
+    plan = Segments.from_cu_seqlens(cu_seqlens, parents, window=150).tile_plan(467, 467, 128, 64)
+    for name, count in zip(capacity._fields, metadata.counts.tolist(), strict=False):
+        assert torch.equal(getattr(metadata.plan, name)[:count], getattr(plan, name)), name
 
 
 def test_a_row_of_nothing():
