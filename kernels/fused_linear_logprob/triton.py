@@ -25,7 +25,6 @@ PROGRAMS = 1056  # forward programs aimed at: eight rounds of 132 SMs
 FEWEST_PARTS = 8  # and GROUP token tiles run side by side, so that 8 x GROUP tiles share one pass over both operands
 GROUP = 16
 CHUNK_ROWS, CHUNK_COLUMNS = 16384, 8192  # 256 MiB of bf16
-CHUNK_BYTES = CHUNK_ROWS * CHUNK_COLUMNS * 2
 
 LOWEST_LOGIT = tl.constexpr(LOWEST)
 
@@ -116,8 +115,8 @@ class _FusedLinearLogprob(torch.autograd.Function):
         hidden_wanted, weight_wanted = ctx.needs_input_grad[:2]
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if hidden_wanted else None
         grad_weight_VD = torch.zeros_like(weight_VD) if weight_wanted else None
-        chunk_rows, chunk_columns = chunk_shape(hidden_ND.shape[0], hidden_ND.dtype)
-        workspace_RC = hidden_ND.new_empty(chunk_rows, min(chunk_columns, _whole_units(ctx.real_rows, hidden_ND.dtype)))
+        chunk_rows, chunk_columns = chunk_shape(hidden_ND.shape[0], ctx.real_rows, hidden_ND.dtype)
+        workspace_RC = hidden_ND.new_empty(chunk_rows, chunk_columns)
         rows += [grad_logprob_N, entropy_N, grad_entropy_N]
         for columns in spans(ctx.real_rows, chunk_columns):
             grad_weight_CD = None
@@ -329,10 +328,11 @@ def _parts(num_rows: int, num_columns: int, config: Config) -> tuple[int, int]:
     return triton.cdiv(blocks, blocks_per_part), blocks_per_part
 
 
-def chunk_shape(num_rows: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows, columns) of a backward chunk: at most CHUNK_BYTES, and columns do not depend on the vocabulary."""
-    rows = min(max(num_rows, 1), CHUNK_ROWS)
-    return rows, min(CHUNK_COLUMNS, CHUNK_BYTES // (CHUNK_ROWS * dtype.itemsize))
+def chunk_shape(num_rows: int, vocab_rows: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(rows, columns) of the backward workspace: at most CHUNK_ROWS x CHUNK_COLUMNS elements of 16 bits."""
+    unit = TMA_BYTES // dtype.itemsize  # rows of the workspace are whole units of what TMA addresses
+    columns = min(CHUNK_COLUMNS * 2 // dtype.itemsize, -(-vocab_rows // unit) * unit)
+    return max(1, min(num_rows, CHUNK_ROWS)), max(unit, columns)
 
 
 def workspace_bytes(num_rows: int, vocab_rows: int, hidden_size: int, dtype: torch.dtype) -> dict[str, int]:
@@ -342,23 +342,18 @@ def workspace_bytes(num_rows: int, vocab_rows: int, hidden_size: int, dtype: tor
     are as many vocabulary blocks as parts.
     """
     parts, _ = _parts(num_rows, vocab_rows, FORWARD[dtype.itemsize])
-    rows, columns = chunk_shape(num_rows, dtype)
-    columns = min(columns, _whole_units(vocab_rows, dtype))
-    several = num_rows > rows
+    rows, columns = chunk_shape(num_rows, vocab_rows, dtype)
+    narrow = dtype.itemsize < 4  # the products' fp32 results are then added, not accumulated in place
+    head_copies = 1 + (narrow and num_rows > rows)
     return {
-        # statistics of the parts, their decay, shift and products while they are merged, and the merged ones
-        "forward": 4 * num_rows * (parts * (4 + 5) + 8),
-        # chunk; hidden gradient in fp32 and its product's result; head gradient of one chunk, twice if rows repeat
+        # the parts' statistics, four intermediates of a quarter each while they merge, and rows of [N]
+        "forward": 4 * num_rows * (parts * (4 + 4) + 8),
+        # the chunk; hidden gradient in fp32 and one product; the chunk's head gradient in fp32; and [N]: four
+        # statistics, log-sum, entropy, log-prob, 64-bit targets and the gradients that flow in
         "backward": rows * columns * dtype.itemsize
-        + 4 * hidden_size * (num_rows + rows * (dtype.itemsize < 4) + columns * (1 + several * (dtype.itemsize < 4)))
-        + 4 * 4 * num_rows,
+        + 4 * hidden_size * (num_rows + narrow * rows + head_copies * columns)
+        + 4 * 12 * num_rows,
     }
-
-
-def _whole_units(columns: int, dtype: torch.dtype) -> int:
-    """Columns rounded up so that a row of the workspace is a multiple of what TMA addresses."""
-    unit = TMA_BYTES // dtype.itemsize
-    return -(-columns // unit) * unit
 
 
 def _precision(dtype: torch.dtype) -> str | None:
