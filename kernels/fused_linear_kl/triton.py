@@ -36,7 +36,7 @@ CONFIGS = {
 CANDIDATES = {
     (2, False): [Config(128, 128, 64, 8, 3), Config(128, 128, 64, 8, 4), Config(128, 64, 64, 8, 4)],
     (2, True): [Config(128, 64, 64, 8, 3), Config(128, 64, 64, 8, 4), Config(64, 128, 64, 8, 4)],
-    (4, False): [Config(64, 64, 16, 8, 3), Config(32, 64, 16, 4, 3)],
+    (4, False): [Config(64, 64, 16, 8, 3), Config(64, 64, 16, 8, 2)],
     (4, True): [Config(64, 64, 16, 8, 3), Config(32, 64, 16, 4, 3)],
 }
 

@@ -1,0 +1,211 @@
+"""KL against stored top-k log-probs: K + 1 outcomes, how far they are from the whole, and what may be stored.
+
+Shape suffixes: T tokens, V vocabulary, K stored ids.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from osim_kernels import registry
+from osim_kernels.fused_linear_kl import chunked, fused_linear_kl, fused_linear_kl_top_k, top_k
+from tests.kernels.test_fused_linear_kl import distribution, divergence_by_definition, make, with_gradients
+from tests.support.mutate import mutated
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+KINDS = ("forward", "reverse", "jsd")
+OPTIONS = [{}, {"beta": 0.2}, {"student_temperature": 0.6}, {"student_softcap": 2.0, "student_temperature": 1.3}]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Odd tiles, so that a row's ids fall into many of them."""
+    monkeypatch.setattr(chunked, "CPU_TILE", (7, 13))
+
+
+def stored(operands, k, vocab_size=None):
+    """(ids, log-probs) of the teacher's k best tokens."""
+    best = distribution(*operands[2:], vocab_size=vocab_size).topk(k)
+    return best.indices, best.values
+
+
+def buckets(log_TV, ids_TK):
+    """fp64 log-probs of the ids and of the rest, by listing the rest."""
+    rows = []
+    for log_V, ids_K in zip(log_TV, ids_TK, strict=True):
+        rest = torch.ones(len(log_V), dtype=torch.bool)
+        rest[ids_K] = False
+        rows.append(torch.cat((log_V[ids_K], log_V[rest].logsumexp(0, keepdim=True))))
+    return torch.stack(rows)
+
+
+def truth(operands, ids_TK, *, divergence, beta=0.5, vocab_size=None, student_temperature=1.0, student_softcap=None):
+    student_TD, student_VD = (x.detach().double().requires_grad_() for x in operands[:2])
+    log_q = distribution(student_TD, student_VD, student_temperature, student_softcap, vocab_size)
+    log_p = distribution(*operands[2:], vocab_size=vocab_size)
+    value_T = divergence_by_definition(buckets(log_p, ids_TK), buckets(log_q, ids_TK), divergence, beta)
+    return with_gradients(value_T, (student_TD, student_VD))
+
+
+def assert_exact(operands, ids_TK, logprobs_TK, tolerance=1e-10, **options):
+    mine = with_gradients(fused_linear_kl_top_k(*operands[:2], ids_TK, logprobs_TK, **options), operands[:2])
+    for name, got, expected in zip(
+        ("value", "dhidden", "dhead"), mine, truth(operands, ids_TK, **options), strict=True
+    ):
+        error = (got.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+        assert error <= tolerance, f"{name} is off by {error:.2e}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("num_tokens", "vocab", "k"), [(1, 2, 1), (23, 101, 5), (9, 40, 39)], ids=str)
+@pytest.mark.parametrize("implementation", ["chunked", "reference"])
+def test_equals_the_listed_buckets_in_fp64(kind, options, num_tokens, vocab, k, implementation, monkeypatch):
+    monkeypatch.setenv(registry.VARIABLE, f"fused_linear_kl_top_k={implementation}")
+    operands = make(num_tokens, vocab)
+    assert_exact(operands, *stored(operands, k), divergence=kind, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_precision_operands(kind, dtype):
+    operands = make(20, 60, dtype, spread=0.3)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # bf16 gradients are rounded once
+    assert_exact(operands, *stored(operands, 6), tolerance, divergence=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_the_vocabulary_stored_equals_the_full_divergence(kind):
+    operands = make(12, 37)
+    whole = with_gradients(fused_linear_kl(*operands, divergence=kind), operands[:2])
+    mine = with_gradients(fused_linear_kl_top_k(*operands[:2], *stored(operands, 37), divergence=kind), operands[:2])
+    for got, expected in zip(mine, whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    single = [x.detach().float() for x in operands]
+    whole_T = fused_linear_kl(*single, divergence=kind)
+    ids_TK, logprobs_TK = stored(single, 37)
+    # fp32 leaves a stored tail of about 1e-7, which TAIL_FLOOR keeps from costing more than 30e-7
+    torch.testing.assert_close(
+        fused_linear_kl_top_k(*single[:2], ids_TK, logprobs_TK.float(), divergence=kind), whole_T, rtol=1e-5, atol=2e-5
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(vocab=st.integers(2, 60), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_forward_falls_short_of_the_whole_by_the_tails_own_divergence(vocab, share, seed):
+    """Chain rule of relative entropy (Cover and Thomas, theorem 2.5.3)."""
+    torch.manual_seed(seed)
+    operands = make(6, vocab)
+    k = 1 + int(share * (vocab - 2))
+    ids_TK, logprobs_TK = stored(operands, k)
+    short_T = fused_linear_kl_top_k(*operands[:2], ids_TK, logprobs_TK)
+    whole_T = fused_linear_kl(*operands)
+    log_p, log_q = distribution(*operands[2:]), distribution(*operands[:2])
+    rest = torch.ones_like(log_p, dtype=torch.bool).scatter(1, ids_TK, False)
+    tail_p, tail_q = (x[rest].view(6, -1) for x in (log_p, log_q))
+    within_T = divergence_by_definition(tail_p.log_softmax(-1), tail_q.log_softmax(-1), "forward", 0.5)
+    torch.testing.assert_close(whole_T - short_T, tail_p.exp().sum(-1) * within_T, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_outcomes_never_raises_a_divergence(kind):
+    """Data processing: more stored ids, never less divergence, and never more than the whole."""
+    operands = make(30, 50)
+    values = [fused_linear_kl_top_k(*operands[:2], *stored(operands, k), divergence=kind) for k in (1, 2, 8, 30, 50)]
+    values.append(fused_linear_kl(*operands, divergence=kind))
+    assert all((less <= more + 1e-12).all() for less, more in zip(values, values[1:], strict=False))
+    assert values[0].min() >= -1e-12
+
+
+def test_the_tail_keeps_its_digits_when_it_is_tiny():
+    """A student sure of the stored token: 1 - q would be 0 in fp32, summing the rest gives log q_tail = -40 + log 9."""
+    student_TD = torch.tensor([[40.0]], requires_grad=True)
+    student_VD = torch.tensor([[1.0]] + [[0.0]] * 9)
+    logprobs_NL = top_k.bucket_logprobs_chunked(
+        student_TD, student_VD, torch.tensor([[0]]), real_rows=10, group=None, student=chunked.Scaling(1.0, None)
+    )
+    torch.testing.assert_close(logprobs_NL[0, 1].item(), math.log(9) - 40, rtol=1e-6, atol=0)
+    (grad,) = torch.autograd.grad(logprobs_NL[0, 1], student_TD)
+    torch.testing.assert_close(grad.item(), -1.0)  # d log q_tail / d z_0 = -q_0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_rows_are_padded_and_padding_changes_nothing(kind):
+    operands = make(10, 40)
+    ids_TK, logprobs_TK = stored(operands, 4)
+    padded_ids = torch.cat((ids_TK[:, :2], torch.full((10, 3), -1), ids_TK[:, 2:]), dim=1)
+    padded = torch.cat((logprobs_TK[:, :2], torch.full((10, 3), math.nan), logprobs_TK[:, 2:]), dim=1)
+    mine = with_gradients(fused_linear_kl_top_k(*operands[:2], padded_ids, padded, divergence=kind), operands[:2])
+    plain = with_gradients(fused_linear_kl_top_k(*operands[:2], ids_TK, logprobs_TK, divergence=kind), operands[:2])
+    for got, expected in zip(mine, plain, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_rows_and_padded_vocabulary(kind):
+    operands = make(12, 40)
+    operands[1].data[33:], operands[3][33:] = 1e3, 1e3
+    weights_T = torch.tensor([1.0, 0.0, 2.0] * 4)
+    ids_TK, logprobs_TK = stored(operands, 5, vocab_size=33)
+    ids_TK[weights_T == 0], logprobs_TK[weights_T == 0] = 10**6, math.nan
+    options = {"divergence": kind, "vocab_size": 33, "weights_T": weights_T}
+    value_T = fused_linear_kl_top_k(*operands[:2], ids_TK, logprobs_TK, **options)
+    grads = torch.autograd.grad(value_T.sum(), operands[:2])
+    on = weights_T != 0
+    kept = [operands[0][on], operands[1], operands[2][on], operands[3]]
+    expected = truth(kept, ids_TK[on], divergence=kind, vocab_size=33)
+    torch.testing.assert_close(value_T[on], expected[0])
+    assert (value_T[~on] == 0).all() and (grads[0][~on] == 0).all() and (grads[1][33:] == 0).all()
+
+
+def test_gradcheck():
+    operands = make(5, 17, student=3, teacher=4)
+    ids_TK, logprobs_TK = stored(operands, 4)
+    for kind in KINDS:
+        assert torch.autograd.gradcheck(
+            lambda h, w, kind=kind: fused_linear_kl_top_k(
+                h, w, ids_TK, logprobs_TK, divergence=kind, student_softcap=3.0, student_temperature=0.7
+            ),
+            operands[:2],
+        )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ids_grad_NK = grad_NL[:, :-1] - all_N1 *", "ids_grad_NK = grad_NL[:, :-1] + all_N1 *"),
+        ("logits_BC = _overwrite(logits_BC", "_overwrite(logits_BC"),
+        ("place_BK = ids_BK - columns.start", "place_BK = ids_BK"),
+        ("sub_(log_q_BC.exp_()", "add_(log_q_BC.exp_()"),
+    ],
+)
+def test_planted_faults_are_caught(old, new, monkeypatch):
+    mutant = mutated(top_k, old, new)
+    monkeypatch.setattr(top_k, "_BucketLogprobs", mutant._BucketLogprobs)
+    operands = make(20, 60)
+    with pytest.raises(AssertionError):
+        assert_exact(operands, *stored(operands, 5), divergence="forward")
+
+
+def test_bad_stores_are_errors():
+    operands = make(4, 9)
+    ids_TK, logprobs_TK = stored(operands, 3)
+
+    def expect(message, ids=ids_TK, logprobs=logprobs_TK, **options):
+        with pytest.raises(ValueError, match=message):
+            fused_linear_kl_top_k(*operands[:2], ids, logprobs, **options)
+
+    twice = ids_TK.clone()
+    twice[2, 1] = twice[2, 0]
+    expect("stored ids repeat within a row", twice)
+    outside = ids_TK.clone()
+    outside[1, 0] = 9
+    expect("leave the vocabulary of 9 tokens", outside)
+    expect("sum to a mass of", logprobs=torch.zeros_like(logprobs_TK))
+    expect("must both be", logprobs=logprobs_TK[:, :2])
+    expect("ids must be int64", ids_TK.int())
+    expect("beta must lie between 0 and 1", divergence="jsd", beta=0.0)
