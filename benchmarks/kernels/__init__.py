@@ -8,6 +8,7 @@ estimate". An op is a folder of kernels/ with an audit.py and a file here with i
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 
 import torch
@@ -34,12 +35,12 @@ def main(argv: list[str]) -> None:
         raise ValueError("--tune times kernels and needs a GPU")
 
     problems = {op: importlib.import_module(f"benchmarks.kernels.{op}") for op in arguments.ops or OPS}
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 200)
     if offline:
         from benchmarks.kernels import offline_report, tile_counts
 
         rows = [row for op, module in problems.items() for row in offline_report.rows(op, module)]
-        console.print(offline_report.table(rows))
+        console.print(*offline_report.tables(rows))
         if "packed_attention" in problems:
             counted = tile_counts.rows()
             console.print(tile_counts.table(counted))

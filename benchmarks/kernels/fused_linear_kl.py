@@ -3,12 +3,14 @@
 Shape suffixes: T tokens, V vocabulary.
 """
 
+from unittest import mock
+
 import torch
 
 from benchmarks.kernels.measure import Problem
 from benchmarks.kernels.offline_report import Work
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling
-from osim_kernels.fused_linear_kl.triton import CONFIGS, fused_linear_kl_triton
+from osim_kernels.fused_linear_kl.triton import CANDIDATES, CONFIGS, fused_linear_kl_triton
 
 TOKENS, STUDENT, TEACHER, VOCABULARY = 4096, 2048, 4096, 151_936
 BETA = 0.5
@@ -94,4 +96,12 @@ def problem(tokens, student_size, teacher_size, vocabulary, device, dtype) -> Pr
         tolerance=2e-2 if dtype != torch.float32 else 1e-5,
         flops=(both, both + 6.0 * tokens * vocabulary * student_size),
         moved_bytes=(moved, 2 * moved + inputs["head"].nbytes),
+        candidates={
+            f"{config.name}{' beside a third tile' if key[1] else ''}": lambda key=key, config=config: mock.patch.dict(
+                CONFIGS, {key: config}
+            )
+            for key, configs in CANDIDATES.items()
+            if key[0] == dtype.itemsize
+            for config in configs
+        },
     )

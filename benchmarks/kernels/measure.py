@@ -5,6 +5,7 @@ of what this card reached in the same run: a square bf16 product of cuBLAS, and 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +30,7 @@ class Problem:
                  of the output and of every gradient
     contenders   "osim" and whichever peers are installed
     flops, moved_bytes   of forward and of forward with backward
-    candidates   configurations of ours that --tune times, forward only
+    candidates   name -> a context in which "osim" runs another static configuration, for --tune
     """
 
     op: str
@@ -41,7 +42,7 @@ class Problem:
     tolerance: float
     flops: tuple[float, float]
     moved_bytes: tuple[float, float]
-    candidates: dict[str, Callable[[], object]] = field(default_factory=dict)
+    candidates: dict[str, Callable[[], AbstractContextManager]] = field(default_factory=dict)
 
 
 class Clock(Protocol):
@@ -94,31 +95,37 @@ def rows(problem: Problem, clock: Clock, peaks: Peaks, tune: bool = False) -> li
     """(case, result) per contender and direction; a wrong contender gets one row, with its error and no speed."""
     rung = f"measured on {clock.device}"
     truths = _values(problem.truth, _widened(problem.inputs), problem.learned)
+    case = {"op": problem.op, **problem.case}
     found = []
     for name, contender in problem.contenders.items():
-        case = {"kind": "speed", "op": problem.op, "implementation": name, **problem.case}
-        error = _error(_values(contender, problem.inputs, problem.learned), truths)
-        if not error <= problem.tolerance:  # NaN is wrong too
-            found.append((case, {"rung": rung, "wrong": f"error {error:.3g} above {problem.tolerance:.3g}"}))
-            continue
-        directions = ["forward", *(["forward+backward"] if problem.learned else [])]
-        for index, direction in enumerate(directions):
-            timings = quantiles(clock(_call(contender, problem, backward=index == 1)))
-            speed = problem.flops[index] / timings["p50_s"], problem.moved_bytes[index] / timings["p50_s"]
-            result = {
-                "rung": rung,
-                "error": error,
-                **timings,
-                "tflops": speed[0] / 1e12,
-                "tb_per_s": speed[1] / 1e12,
-                "share_of_peak_flops": speed[0] / peaks.flops,
-                "share_of_peak_bandwidth": speed[1] / peaks.bandwidth,
-            }
-            found.append(({**case, "direction": direction}, result))
-    if tune:
-        for name, candidate in problem.candidates.items():
-            case = {"kind": "tune", "op": problem.op, "candidate": name, **problem.case}
-            found.append((case, {"rung": rung, **quantiles(clock(candidate))}))
+        about = {"kind": "speed", "implementation": name, **case}
+        found += _rows(problem, contender, truths, about, clock, peaks, rung)
+    for name, configured in problem.candidates.items() if tune else ():
+        with configured():
+            about = {"kind": "tune", "implementation": f"osim {name}", **case}
+            found += _rows(problem, problem.contenders["osim"], truths, about, clock, peaks, rung)
+    return found
+
+
+def _rows(problem, contender, truths, about, clock, peaks, rung) -> list[tuple[dict, dict]]:
+    error = _error(_values(contender, problem.inputs, problem.learned), truths)
+    if not error <= problem.tolerance:  # NaN is wrong too
+        wrong = f"error {error:.3g} above {problem.tolerance:.3g}"
+        return [(about, {"rung": rung, "wrong": wrong})]
+    found = []
+    for index, direction in enumerate(["forward", "forward+backward"] if problem.learned else ["forward"]):
+        timings = quantiles(clock(_call(contender, problem, backward=index == 1)))
+        speed = problem.flops[index] / timings["p50_s"], problem.moved_bytes[index] / timings["p50_s"]
+        result = {
+            "rung": rung,
+            "error": error,
+            **timings,
+            "tflops": speed[0] / 1e12,
+            "tb_per_s": speed[1] / 1e12,
+            "share_of_peak_flops": speed[0] / peaks.flops,
+            "share_of_peak_bandwidth": speed[1] / peaks.bandwidth,
+        }
+        found.append(({**about, "direction": direction}, result))
     return found
 
 
@@ -163,15 +170,13 @@ def table(rows: list[tuple[dict, dict]]) -> Table:
     """One line per row."""
     drawn = Table("op", "implementation", "case", "p50 ms", "p20", "p80", "TFLOP/s", "TB/s", "of peak")
     for case, result in rows:
-        known = ("kind", "op", "implementation", "candidate")
+        known = ("kind", "op", "implementation")
         about = ", ".join(f"{name} {value}" for name, value in case.items() if name not in known)
-        first = (case["op"], case.get("implementation") or case["candidate"], about)
+        first = (case["op"], case["implementation"], about)
         if "wrong" in result:
             drawn.add_row(*first, f"WRONG: {result['wrong']}")
             continue
         times = [f"{result[name] * 1e3:.3f}" for name in ("p50_s", "p20_s", "p80_s")]
-        if "tflops" in result:
-            share = max(result["share_of_peak_flops"], result["share_of_peak_bandwidth"])
-            times += [f"{result['tflops']:.0f}", f"{result['tb_per_s']:.2f}", f"{share:.0%}"]
-        drawn.add_row(*first, *times)
+        share = max(result["share_of_peak_flops"], result["share_of_peak_bandwidth"])
+        drawn.add_row(*first, *times, f"{result['tflops']:.0f}", f"{result['tb_per_s']:.2f}", f"{share:.0%}")
     return drawn

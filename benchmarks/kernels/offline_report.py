@@ -80,13 +80,17 @@ def _kernels(op: str, owner: str, name: str, launch) -> list[tuple[dict, dict]]:
     return found
 
 
-def table(rows: list[tuple[dict, dict]]) -> Table:
-    """The kernels side by side, then the rooflines."""
+def tables(rows: list[tuple[dict, dict]]) -> list[Table]:
+    """The kernels side by side, and the rooflines."""
     columns = ("op", "whose", "kernel", "regs x warps", "shared", "spill ld/st", "blocks/SM", "HGMMA", "HMMA")
-    drawn = Table(*columns, "TMA ld/st", "cp.async", title=f"{RUNG}: H100, compiled, not run")
+    kernels = Table(*columns, "TMA ld/st", "cp.async", title="compiled for an H100, not run")
+    columns = ("op", "direction", "shape", "FLOP", "HBM bytes", "FLOP / tile step", "bytes / tile step", "bound")
+    rooflines = Table(
+        *columns, "least ms", title="roofline, an estimate from stated peaks (osim_kernels.proof.roofline)"
+    )
     for case, result in rows:
         if case["kind"] == "kernel":
-            drawn.add_row(
+            kernels.add_row(
                 case["op"],
                 f"{case['owner']} {case['variant']}",
                 case["kernel"],
@@ -94,16 +98,12 @@ def table(rows: list[tuple[dict, dict]]) -> Table:
                 f"{result['shared_bytes']:,}",
                 f"{result['ldl']}/{result['stl']}",
                 f"{result['blocks_per_sm']} ({result['limiter']})",
-                str(result["hgmma"]),
-                str(result["hmma"]),
+                *(str(result[name]) for name in ("hgmma", "hmma")),
                 f"{result['utmaldg']}/{result['utmastg']}",
                 str(result["ldgsts"]),
             )
         else:
-            drawn.add_row(
-                case["op"],
-                f"{case['direction']}, {case['shape']}",
-                f"{result['flops']:.3g} FLOP, {result['hbm_bytes']:.3g} B: {result['roofline_s'] * 1e3:.3g} ms",
-                result["bound"],
-            )
-    return drawn
+            numbers = (f"{result[name]:.3g}" for name in ("flops", "hbm_bytes", "tile_flops", "tile_bytes"))
+            least = f"{result['roofline_s'] * 1e3:.3g}"
+            rooflines.add_row(case["op"], case["direction"], case["shape"], *numbers, result["bound"], least)
+    return [kernels, rooflines]

@@ -3,13 +3,15 @@
 Shape suffixes: T tokens.
 """
 
+from unittest import mock
+
 import torch
 
 from benchmarks.kernels.measure import Problem
 from benchmarks.kernels.offline_report import Work
 from osim_kernels.policy_loss import GRPO
+from osim_kernels.policy_loss import triton as host
 from osim_kernels.policy_loss.reference import policy_loss_reference
-from osim_kernels.policy_loss.triton import BLOCK, policy_loss_triton
 
 TOKENS = 262_144
 FLOPS_PER_TOKEN = 40  # exponentials counted as one: far from a bound either way
@@ -19,8 +21,10 @@ def work() -> dict[str, Work]:
     """Four fp32 inputs in, loss and slope out; backward reads the slope and a gradient and writes one."""
     shape = f"T {TOKENS}"
     return {
-        "forward": Work(shape, FLOPS_PER_TOKEN * TOKENS, 24 * TOKENS, FLOPS_PER_TOKEN * BLOCK, 24 * BLOCK, "fp32"),
-        "backward": Work(shape, TOKENS, 12 * TOKENS, BLOCK, 12 * BLOCK, "fp32"),
+        "forward": Work(
+            shape, FLOPS_PER_TOKEN * TOKENS, 24 * TOKENS, FLOPS_PER_TOKEN * host.BLOCK, 24 * host.BLOCK, "fp32"
+        ),
+        "backward": Work(shape, TOKENS, 12 * TOKENS, host.BLOCK, 12 * host.BLOCK, "fp32"),
     }
 
 
@@ -49,7 +53,7 @@ def problem(tokens: int, device) -> Problem:
     advantage_T, weights_T = torch.randn(tokens, device=device), torch.ones(tokens, device=device)
 
     def osim(logprob, old):
-        return policy_loss_triton(logprob, old, None, advantage_T, weights_T, None, None, GRPO)[0]
+        return host.policy_loss_triton(logprob, old, None, advantage_T, weights_T, None, None, GRPO)[0]
 
     def truth(logprob, old):
         return policy_loss_reference(logprob, old, None, advantage_T, weights_T, None, None, GRPO)[0]
@@ -67,4 +71,10 @@ def problem(tokens: int, device) -> Problem:
         tolerance=1e-5,
         flops=(FLOPS_PER_TOKEN * tokens, FLOPS_PER_TOKEN * tokens),
         moved_bytes=(24 * tokens, 36 * tokens),
+        candidates={
+            f"{block} w{warps}": lambda block=block, warps=warps: mock.patch.multiple(
+                host, BLOCK=block, NUM_WARPS=warps
+            )
+            for block, warps in host.CANDIDATES
+        },
     )
