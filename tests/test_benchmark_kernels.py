@@ -126,7 +126,7 @@ def test_the_count_of_flex_attention_is_its_block_masks(tile):
 
     mask = create_block_mask(sees, None, None, borders[-1], borders[-1], device="cpu", BLOCK_SIZE=tile)
     blocks = mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()
-    assert tile_counts.flex_tiles(borders, *tile) == int(blocks)
+    assert tile_counts.count(lengths, *tile, capacity=borders[-1])["flex"] == int(blocks)
 
 
 def test_the_plan_stays_within_eight_per_cent_of_what_is_needed():
