@@ -152,7 +152,9 @@ def _checked_spans(spans, num_queries: int, num_keys: int) -> np.ndarray:
 
 def _query_side(spans_N5, num_queries, block_q, block_k, window):
     # ranges of equal queries, and between them the rows that no span covers
-    covered, first_span, spans_of_range = np.unique(spans_N5[:, :2], axis=0, return_index=True, return_counts=True)
+    first_span = np.flatnonzero(np.diff(spans_N5[:, 0], prepend=-1))
+    spans_of_range = np.diff(first_span, append=len(spans_N5))
+    covered = spans_N5[first_span, :2]
     borders = np.unique(np.concatenate([[0, num_queries], covered.ravel()]))
     starts, stops = borders[:-1], borders[1:]
     first, count = np.zeros_like(starts), np.zeros_like(starts)
