@@ -51,11 +51,25 @@ def test_a_pool_writes_the_same_bytes(tmp_path, stage):
     assert contents(stage) == contents(other)
 
 
-def test_ray_writes_the_same_bytes(tmp_path, stage):
-    pytest.importorskip("ray")
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # its workers cannot import the tests
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield Ray()
+    ray.shutdown()
+
+
+def test_ray_writes_the_same_bytes(tmp_path, stage, ray):
     other = Stage(tmp_path / "other", "square", {"version": 1})
-    assert stage.run(square, JOBS, Local(1)) == other.run(square, JOBS, Ray())
+    assert stage.run(square, JOBS, Local(1)) == other.run(square, JOBS, ray)
     assert contents(stage) == contents(other)
+
+
+def test_a_failure_on_ray_is_the_parts_own(stage, ray):
+    with pytest.raises(ValueError, match="part 4 is broken"):
+        stage.run(square_but_four, JOBS, ray)
+    assert stage.run(square, JOBS, Local(1))[4] == {"square": 16}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
