@@ -61,6 +61,33 @@ OSIM_HD constexpr bool needs_wide(std::uint32_t distinct, double threshold) {
     return distinct >= threshold * kWideShingles;
 }
 
+// Four bits of each lane: enough to tell a hopeless pair from a promising one (b-bit MinHash, Li and Koenig 2010).
+// Lanes of different minima agree in a digit with probability 1/16, so digits agree with p = J + (1 - J) / 16.
+struct Digits {
+    std::uint64_t words[kLanes / 16];
+};
+
+OSIM_HD constexpr Digits digits_of(const std::uint16_t* lanes) {
+    Digits digits{};
+    for (int k = 0; k < kLanes; ++k) {
+        digits.words[k / 16] |= static_cast<std::uint64_t>(lanes[k] & 15) << (4 * (k % 16));
+    }
+    return digits;
+}
+
+// Lanes whose digits agree.
+OSIM_HD inline int equal_digits(const Digits& a, const Digits& b) {
+    int different = 0;
+    for (int i = 0; i < kLanes / 16; ++i) {
+        std::uint64_t bits = a.words[i] ^ b.words[i];
+        bits |= bits >> 2;
+        bits |= bits >> 1;
+        bits &= 0x1111111111111111u;
+        different += static_cast<int>(bits * 0x1111111111111111u >> 60) + 16 * (bits == 0x1111111111111111u);
+    }
+    return kLanes - different;
+}
+
 // Key of one band from its kRows lanes: multilinear modulo 2^64, upper half.
 template <typename Lane>
 OSIM_HD constexpr std::uint32_t band_key(const Lane* lanes) {

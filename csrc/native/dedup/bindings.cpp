@@ -4,8 +4,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -15,8 +20,10 @@
 #include <vector>
 
 #include "cluster.hpp"
+#include "jsonl.hpp"
 #include "shingle_set.hpp"
 #include "sketch.hpp"
+#include "stored.hpp"
 #include "threads.hpp"
 
 namespace nb = nanobind;
@@ -100,19 +107,19 @@ Text text_of(const nb::bytes& bytes) {
     return {static_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
 }
 
-auto sketch_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, double threshold, int threads,
-                  bool signatures, bool scalar) {
-    const BufferTexts texts(data, offsets);
-    const auto count = static_cast<std::size_t>(texts.count());
+auto sketched(const std::function<Text(std::int64_t)>& text, std::int64_t rows, double threshold, int threads,
+              bool signatures, bool scalar) {
+    const auto count = static_cast<std::size_t>(rows);
     Column<ExactHash> hashes(count);
     Column<Width> widths(count);
     Column<std::uint32_t> keys(count * kBands);
+    Column<Digits> digits(count);
     Column<std::uint16_t> lanes(signatures ? count * kLanes : 0);
     std::vector<WideKeys> wide;
     {
         nb::gil_scoped_release unlocked;
-        sketch([&](std::int64_t row) { return texts.text(row); }, texts.count(), threshold, threads, simd_of(scalar),
-               {hashes.data(), widths.data(), keys.data(), signatures ? lanes.data() : nullptr, &wide});
+        sketch(text, rows, threshold, threads, simd_of(scalar),
+               {hashes.data(), widths.data(), keys.data(), digits.data(), signatures ? lanes.data() : nullptr, &wide});
     }
     Column<std::int64_t> wide_rows(wide.size());
     Column<std::uint32_t> wide_keys(wide.size() * kBands);
@@ -122,28 +129,115 @@ auto sketch_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, dou
     }
     return std::make_tuple(std::move(hashes).matrix<std::uint64_t>(count, 2), std::move(widths).array<std::uint8_t>(),
                            std::move(keys).matrix(kBands, count),
+                           std::move(digits).matrix<std::uint64_t>(count, kLanes / 16),
                            std::move(lanes).matrix(signatures ? count : 0, kLanes), std::move(wide_rows).array(),
                            std::move(wide_keys).matrix(wide.size(), kBands));
 }
 
-auto cluster_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, Input2d<std::uint64_t> hashes,
-                   Input1d<std::uint8_t> widths, Input2d<std::uint32_t> keys, Input1d<std::int64_t> wide_rows,
-                   Input2d<std::uint32_t> wide_keys, std::optional<Input1d<std::int32_t>> priorities,
-                   double threshold, int threads, bool scalar) {
+auto sketch_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, double threshold, int threads,
+                  bool signatures, bool scalar) {
     const BufferTexts texts(data, offsets);
-    const auto count = static_cast<std::size_t>(texts.count());
-    if (hashes.shape(0) != count || hashes.shape(1) != 2 || widths.shape(0) != count || keys.shape(0) != kBands ||
-        keys.shape(1) != count || wide_keys.shape(0) != wide_rows.shape(0) || wide_keys.shape(1) != kBands ||
-        (priorities && priorities->shape(0) != count)) {
+    return sketched([&](std::int64_t row) { return texts.text(row); }, texts.count(), threshold, threads, signatures,
+                    scalar);
+}
+
+// Non-blank lines of a chunk: number, begin and length of the field's raw string, error code.
+auto scan_lines(Input1d<std::uint8_t> chunk, nb::bytes field, std::size_t longest, int threads) {
+    std::vector<std::int64_t> numbers;
+    std::vector<std::size_t> begins;
+    std::vector<std::size_t> ends;
+    const std::uint8_t* data = chunk.data();
+    const std::size_t size = chunk.shape(0);
+    std::int64_t number = 0;
+    {
+        nb::gil_scoped_release unlocked;
+        for (std::size_t begin = 0; begin < size; ++number) {
+            const auto* stop = static_cast<const std::uint8_t*>(std::memchr(data + begin, '\n', size - begin));
+            const std::size_t end = stop == nullptr ? size : static_cast<std::size_t>(stop - data);
+            const bool blank = std::all_of(data + begin, data + end,
+                                           [](std::uint8_t c) { return c == ' ' || c == '\t' || c == '\r'; });
+            if (!blank) {
+                numbers.push_back(number);
+                begins.push_back(begin);
+                ends.push_back(end);
+            }
+            begin = end + 1;
+        }
+    }
+    const std::size_t count = numbers.size();
+    Column<std::int64_t> lines(count);
+    Column<std::int64_t> offsets(count);
+    Column<std::uint32_t> lengths(count);
+    Column<std::uint8_t> errors(count);
+    const Text wanted = text_of(field);
+    {
+        nb::gil_scoped_release unlocked;
+        std::copy(numbers.begin(), numbers.end(), lines.data());
+        for_each_block(static_cast<std::int64_t>(count), 256, threads, [&] {
+            return [&](std::int64_t begin, std::int64_t end) {
+                for (std::int64_t i = begin; i < end; ++i) {
+                    const std::size_t length = ends[i] - begins[i];
+                    const Located found = length > longest ? Located{.error = RowError::kTooLong}
+                                                           : locate({data + begins[i], length}, wanted);
+                    offsets.data()[i] = static_cast<std::int64_t>(begins[i] + found.begin);
+                    lengths.data()[i] = static_cast<std::uint32_t>(found.end - found.begin);
+                    errors.data()[i] = static_cast<std::uint8_t>(found.error);
+                }
+            };
+        });
+    }
+    return std::make_tuple(std::move(lines).array(), std::move(offsets).array(), std::move(lengths).array(),
+                           std::move(errors).array(), number);
+}
+
+// Sketches of the JSON strings at these places of a chunk, and the bytes of the decoded texts.
+auto sketch_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
+                  double threshold, int threads, bool signatures, bool scalar) {
+    std::atomic<std::int64_t> bytes{0};
+    for (std::size_t i = 0; i < begins.shape(0); ++i) {
+        if (begins(i) < 0 || begins(i) + lengths(i) > static_cast<std::int64_t>(chunk.shape(0))) {
+            throw std::invalid_argument("text " + std::to_string(i) + " is past the chunk");
+        }
+    }
+    auto columns = sketched(
+        [&](std::int64_t row) -> Text {
+            thread_local std::vector<std::uint8_t> decoded;
+            decoded.clear();
+            unescape({chunk.data() + begins(row), lengths(row)}, decoded);
+            bytes.fetch_add(static_cast<std::int64_t>(decoded.size()), std::memory_order_relaxed);
+            return decoded;
+        },
+        static_cast<std::int64_t>(begins.shape(0)), threshold, threads, signatures, scalar);
+    return std::make_pair(std::move(columns), bytes.load());
+}
+
+// Columns of sketches that both ways of clustering take.
+struct Sketches {
+    Input2d<std::uint64_t> hashes;
+    Input1d<std::uint8_t> widths;
+    Input2d<std::uint64_t> digits;
+    Input1d<std::int64_t> wide_rows;
+    Input2d<std::uint32_t> wide_keys;
+    std::optional<Input1d<std::int32_t>> priorities;
+};
+
+auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
+               const std::function<const std::uint32_t*(int, std::vector<std::uint32_t>&)>& band, double threshold,
+               int threads, bool scalar) {
+    const auto count = static_cast<std::size_t>(rows);
+    if (columns.hashes.shape(0) != count || columns.hashes.shape(1) != 2 || columns.widths.shape(0) != count ||
+        columns.digits.shape(0) != count || columns.digits.shape(1) != kLanes / 16 ||
+        columns.wide_keys.shape(0) != columns.wide_rows.shape(0) || columns.wide_keys.shape(1) != kBands ||
+        (columns.priorities && columns.priorities->shape(0) != count)) {
         throw std::invalid_argument("sketch columns do not belong to these " + std::to_string(count) + " texts");
     }
-    std::vector<WideKeys> wide(wide_rows.shape(0));
+    std::vector<WideKeys> wide(columns.wide_rows.shape(0));
     for (std::size_t i = 0; i < wide.size(); ++i) {
-        wide[i].row = wide_rows(i);
-        if (wide[i].row < 0 || wide[i].row >= texts.count()) {
+        wide[i].row = columns.wide_rows(i);
+        if (wide[i].row < 0 || wide[i].row >= rows) {
             throw std::invalid_argument("wide_rows[" + std::to_string(i) + "] is not a row");
         }
-        std::copy_n(wide_keys.data() + i * kBands, kBands, wide[i].keys.begin());
+        std::copy_n(columns.wide_keys.data() + i * kBands, kBands, wide[i].keys.begin());
     }
     Column<std::int64_t> survivor(count);
     Column<float> jaccard(count);
@@ -151,19 +245,59 @@ auto cluster_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, In
     {
         nb::gil_scoped_release unlocked;
         ClusterInput input;
-        input.count = texts.count();
-        input.hashes = reinterpret_cast<const ExactHash*>(hashes.data());
-        input.widths = reinterpret_cast<const Width*>(widths.data());
-        input.band = [&](int band, std::vector<std::uint32_t>&) { return keys.data() + band * count; };
+        input.count = rows;
+        input.hashes = reinterpret_cast<const ExactHash*>(columns.hashes.data());
+        input.widths = reinterpret_cast<const Width*>(columns.widths.data());
+        input.digits = reinterpret_cast<const Digits*>(columns.digits.data());
+        input.band = band;
         input.wide = wide;
         input.texts = &texts;
-        input.priorities = priorities ? priorities->data() : nullptr;
+        input.priorities = columns.priorities ? columns.priorities->data() : nullptr;
         input.threshold = threshold;
         statistics = cluster(input, threads, simd_of(scalar), survivor.data(), jaccard.data());
     }
     return std::make_tuple(std::move(survivor).array(), std::move(jaccard).array(),
                            std::make_tuple(statistics.exact, statistics.candidates, statistics.verified,
                                            statistics.accepted));
+}
+
+auto cluster_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, Input2d<std::uint64_t> hashes,
+                   Input1d<std::uint8_t> widths, Input2d<std::uint32_t> keys, Input2d<std::uint64_t> digits,
+                   Input1d<std::int64_t> wide_rows, Input2d<std::uint32_t> wide_keys,
+                   std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar) {
+    const BufferTexts texts(data, offsets);
+    const auto count = static_cast<std::size_t>(texts.count());
+    if (keys.shape(0) != kBands || keys.shape(1) != count) {
+        throw std::invalid_argument("band keys do not belong to these " + std::to_string(count) + " texts");
+    }
+    return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, texts.count(),
+                     [&](int band, std::vector<std::uint32_t>&) { return keys.data() + band * count; }, threshold,
+                     threads, scalar);
+}
+
+using Extents = Input2d<std::int64_t>;
+
+// [F, 3]: first row, offset, descriptor.
+std::vector<Extent> extents_of(const Extents& table) {
+    std::vector<Extent> extents;
+    for (std::size_t i = 0; i < table.shape(0); ++i) {
+        extents.push_back({table(i, 0), table(i, 1), static_cast<int>(table(i, 2))});
+    }
+    return extents;
+}
+
+auto cluster_stored(Extents sources, Extents parts, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
+                    Input2d<std::uint64_t> hashes, Input1d<std::uint8_t> widths, Input2d<std::uint64_t> digits,
+                    Input1d<std::int64_t> wide_rows, Input2d<std::uint32_t> wide_keys,
+                    std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar) {
+    const auto count = static_cast<std::int64_t>(begins.shape(0));
+    const JsonlTexts texts(extents_of(sources), begins.data(), lengths.data());
+    const std::vector<Extent> columns = extents_of(parts);
+    return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, count,
+                     [&](int band, std::vector<std::uint32_t>& column) {
+                         return read_band(columns, count, band, column);
+                     },
+                     threshold, threads, scalar);
 }
 
 Output1d<std::uint64_t> token_hashes(nb::bytes text, bool scalar) {
@@ -215,13 +349,25 @@ NB_MODULE(_dedup, m) {
     m.attr("SIMD") = best_simd() == Simd::kAvx2 ? "avx2" : "scalar";
     m.def("sketch", &sketch_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(), nb::arg("threshold"),
           nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,
-          "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], signatures uint16 [N, K] or [0, K], "
+          "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], digits uint64 [N, K / 16], signatures uint16 [N, K] or [0, K], "
           "wide_rows int64 [M], wide_keys uint32 [M, B]) of texts in data uint8 with offsets int64 [N + 1].");
     m.def("cluster", &cluster_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(),
           nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("keys").noconvert(),
-          nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(),
+          nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(),
           nb::arg("threshold"), nb::arg("threads"), nb::arg("scalar") = false,
           "(survivor int64 [N], jaccard float32 [N], (exact, candidates, verified, accepted)) from sketches.");
+    m.def("scan", &scan_lines, nb::arg("chunk").noconvert(), nb::arg("field"), nb::arg("longest"), nb::arg("threads"),
+          "(lines int64, begins int64, lengths uint32, errors uint8, line count) of a chunk of JSON Lines.");
+    m.def("sketch_lines", &sketch_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
+          nb::arg("lengths").noconvert(), nb::arg("threshold"), nb::arg("threads"), nb::arg("signatures"),
+          nb::arg("scalar") = false, "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
+    m.def("cluster_stored", &cluster_stored, nb::arg("sources").noconvert(), nb::arg("parts").noconvert(),
+          nb::arg("begins").noconvert(), nb::arg("lengths").noconvert(), nb::arg("hashes").noconvert(),
+          nb::arg("widths").noconvert(), nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(),
+          nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(), nb::arg("threshold"),
+          nb::arg("threads"), nb::arg("scalar") = false,
+          "`cluster` with texts and band keys on disk; sources and parts are int64 [F, 3]: first row, offset, file "
+          "descriptor.");
     m.def("tokens", &token_hashes, nb::arg("text"), nb::arg("scalar") = false, "Token hashes of UTF-8, uint64.");
     m.def("shingles", &shingle_hashes, nb::arg("text"), nb::arg("scalar") = false,
           "Hashes of all runs of five tokens, uint32 [S], repeats included.");

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "buckets.hpp"
 #include "shingle_set.hpp"
@@ -55,6 +57,15 @@ class Forest {
     std::unique_ptr<std::atomic<std::uint32_t>[]> parent_;
 };
 
+struct Edge {
+    std::uint64_t pair;
+    float jaccard;
+};
+
+std::uint64_t pair_of(std::uint32_t a, std::uint32_t b) {
+    return static_cast<std::uint64_t>(std::min(a, b)) << 32 | std::max(a, b);
+}
+
 // Exact Jaccard indices of pairs of texts, read again and shingled; keeps the last few texts' shingles.
 class Verifier {
   public:
@@ -70,13 +81,15 @@ class Verifier {
 
     bool similar(std::uint32_t a, std::uint32_t b) {
         // A pair often meets in several bands. Pairs that failed are remembered, those that passed are connected.
-        const std::uint64_t pair = static_cast<std::uint64_t>(std::min(a, b)) << 32 | std::max(a, b);
+        const std::uint64_t pair = pair_of(a, b);
         std::uint64_t& memory = failed_[pair * 0x9E3779B97F4A7C15u >> (64 - kFailedBits)];
         if (memory == pair) {
             return false;
         }
         ++verified;
-        if (jaccard(a, b, threshold_) >= threshold_) {
+        const double index = jaccard(a, b, threshold_);
+        if (index >= threshold_) {
+            accepted.push_back({pair, static_cast<float>(index)});
             return true;
         }
         memory = pair;
@@ -84,6 +97,7 @@ class Verifier {
     }
 
     std::int64_t verified = 0;
+    std::vector<Edge> accepted;
 
   private:
     static constexpr std::uint32_t kNone = 0xFFFFFFFFu;
@@ -188,7 +202,14 @@ class BandWorker {
             [&](std::span<std::uint32_t> rows) { compare(rows); });
     }
 
-    ClusterStatistics statistics() const { return {0, candidates_, verifier_.verified, accepted_}; }
+    // Hands over what it found since the last call.
+    void report(ClusterStatistics& total, std::vector<Edge>& edges) {
+        total.candidates += std::exchange(candidates_, 0);
+        total.verified += std::exchange(verifier_.verified, 0);
+        total.accepted += static_cast<std::int64_t>(verifier_.accepted.size());
+        edges.insert(edges.end(), verifier_.accepted.begin(), verifier_.accepted.end());
+        verifier_.accepted.clear();
+    }
 
   private:
     void compare(std::span<std::uint32_t> rows) {
@@ -204,20 +225,30 @@ class BandWorker {
 
     void edge(std::uint32_t a, std::uint32_t b) {
         ++candidates_;
-        if (forest_.root(a) != forest_.root(b) && verifier_.similar(a, b)) {
-            ++accepted_;
+        if (forest_.root(a) != forest_.root(b) && promising(a, b) && verifier_.similar(a, b)) {
             forest_.connect(a, b);
         }
     }
 
+    // Whether the digits leave the pair a chance. Those of 16-bit and of 32-bit lanes say nothing about each other.
+    bool promising(std::uint32_t a, std::uint32_t b) const {
+        const bool comparable = (input_.widths[a] == Width::kWide) == (input_.widths[b] == Width::kWide);
+        return !comparable || equal_digits(input_.digits[a], input_.digits[b]) >= least_equal_;
+    }
+
+    static int least_equal(double threshold) {
+        const double agree = threshold + (1 - threshold) / 16;
+        return static_cast<int>(kLanes * (agree - 4.5 * std::sqrt(agree * (1 - agree) / kLanes)));
+    }
+
     const ClusterInput& input_;
+    const int least_equal_ = least_equal(input_.threshold);
     const std::vector<std::uint32_t>& node_;
     Forest& forest_;
     Verifier verifier_;
     Buckets buckets_;
     std::vector<std::uint32_t> column_;
     std::int64_t candidates_ = 0;
-    std::int64_t accepted_ = 0;
 };
 
 void choose_survivors(const ClusterInput& input, Forest& forest, std::int64_t* survivor) {
@@ -234,9 +265,10 @@ void choose_survivors(const ClusterInput& input, Forest& forest, std::int64_t* s
     }
 }
 
-// Pairs of nodes are compared once; rows of equal hash share the answer.
-void measure(const ClusterInput& input, const std::vector<std::uint32_t>& node, int threads, Simd simd,
-             const std::int64_t* survivor, float* jaccard) {
+// Pairs of nodes are compared once, and not again if they are among the verified edges (sorted by pair); rows of equal
+// hash share the answer.
+void measure(const ClusterInput& input, const std::vector<std::uint32_t>& node, const std::vector<Edge>& edges,
+             int threads, Simd simd, const std::int64_t* survivor, float* jaccard) {
     struct Pair {
         std::uint32_t kept;
         std::uint32_t removed;
@@ -245,7 +277,15 @@ void measure(const ClusterInput& input, const std::vector<std::uint32_t>& node, 
     for (std::int64_t row = 0; row < input.count; ++row) {
         jaccard[row] = 1.0F;
         const std::uint32_t kept = node[survivor[row]];
-        if (node[row] == row && kept != row) {
+        if (node[row] != row || kept == row) {
+            continue;
+        }
+        const std::uint64_t pair = pair_of(kept, static_cast<std::uint32_t>(row));
+        const auto known = std::lower_bound(edges.begin(), edges.end(), pair,
+                                            [](const Edge& edge, std::uint64_t value) { return edge.pair < value; });
+        if (known != edges.end() && known->pair == pair) {
+            jaccard[row] = known->jaccard;
+        } else {
             pairs.push_back({kept, static_cast<std::uint32_t>(row)});
         }
     }
@@ -275,22 +315,19 @@ ClusterStatistics cluster(const ClusterInput& input, int threads, Simd simd, std
     Forest forest(input.count);
     ClusterStatistics total;
     const std::vector<std::uint32_t> node = nodes_of(input, forest, &total.exact);
+    std::vector<Edge> edges;
     std::mutex lock;
     for_each_block(kBands, 1, threads, [&] {
-        return [&, worker = std::make_shared<BandWorker>(input, node, forest, simd),
-                counted = ClusterStatistics{}](std::int64_t begin, std::int64_t) mutable {
-            worker->narrow_band(static_cast<int>(begin));
-            worker->wide_band(static_cast<int>(begin));
-            const ClusterStatistics now = worker->statistics();
+        return [&, worker = BandWorker(input, node, forest, simd)](std::int64_t begin, std::int64_t) mutable {
+            worker.narrow_band(static_cast<int>(begin));
+            worker.wide_band(static_cast<int>(begin));
             const std::scoped_lock hold(lock);
-            total.candidates += now.candidates - counted.candidates;
-            total.verified += now.verified - counted.verified;
-            total.accepted += now.accepted - counted.accepted;
-            counted = now;
+            worker.report(total, edges);
         };
     });
     choose_survivors(input, forest, survivor);
-    measure(input, node, threads, simd, survivor, jaccard);
+    std::sort(edges.begin(), edges.end(), [](const Edge& a, const Edge& b) { return a.pair < b.pair; });
+    measure(input, node, edges, threads, simd, survivor, jaccard);
     return total;
 }
 

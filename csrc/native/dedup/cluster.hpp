@@ -2,8 +2,9 @@
 //
 // Candidates are a function of the texts alone: texts of equal exact hash are one node; in every bucket of equal band
 // keys the nodes are put in the order of their exact hashes, and each is compared with the first and with the one
-// before it (star edges and a chain, so a bucket of m costs O(m) comparisons). An edge needs an exact Jaccard index
-// of at least the threshold. Pairs that are connected already are skipped, which cannot change the components. So
+// before it (star edges and a chain, so a bucket of m costs O(m) comparisons). A pair whose digits agree far too seldom
+// (4.5 standard deviations below the threshold's expectation: one true pair in 300,000) is dropped unread. An edge
+// needs an exact Jaccard index of at least the threshold. Pairs that are connected already are skipped, which cannot change the components. So
 // clusters depend neither on the order of the texts nor on the number of threads.
 // Legend: N texts, B = kBands.
 #pragma once
@@ -28,6 +29,7 @@ struct ClusterInput {
     std::int64_t count = 0;  // N, below 2^32 - 1
     const ExactHash* hashes = nullptr;
     const Width* widths = nullptr;
+    const Digits* digits = nullptr;
     // Key column [N] of one band, loaded into the buffer or pointing elsewhere; called from several threads.
     std::function<const std::uint32_t*(int band, std::vector<std::uint32_t>& buffer)> band;
     std::span<const WideKeys> wide;

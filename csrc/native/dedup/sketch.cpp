@@ -115,6 +115,7 @@ class Sketcher {
                                [](std::uint32_t lane) { return static_cast<std::uint16_t>(lane); });
             }
         }
+        columns.digits[row] = digits_of(lanes);
         if (columns.signatures != nullptr) {
             std::memcpy(columns.signatures + row * kLanes, lanes, sizeof lanes);
         }

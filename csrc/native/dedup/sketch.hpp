@@ -29,6 +29,7 @@ struct SketchColumns {
     ExactHash* hashes;            // [N]
     Width* widths;                // [N]
     std::uint32_t* keys;          // [B, N] band-major
+    Digits* digits;               // [N]
     std::uint16_t* signatures;    // [N, K] or null
     std::vector<WideKeys>* wide;  // appended, ascending rows
 };
