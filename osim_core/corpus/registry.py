@@ -25,6 +25,7 @@ class Source:
     """One source.
 
     simulated  whose turns are trained
+    setting    the scene of a record that states none, in words that hold for every record; "" where there are none
     format     a key of sources.load.FORMATS; `field` is the column that the format reads, where it can differ
     columns    that every row must have, or it is quarantined
     roles      what roles.py does to the same source in OdysSim's own row layout (messages + data_source)
@@ -43,6 +44,7 @@ class Source:
     columns: tuple[str, ...]
     roles: Transform
     field: str = ""
+    setting: str = ""
     licence: str = UNKNOWN
     terms: str = UNKNOWN
     homepage: str = UNKNOWN
@@ -62,7 +64,12 @@ REFUSED: dict[str, str] = {
 def _chat(name: str, title: str, field: str, *more: str, **facts: object) -> Source:
     """A person talks to an AI; the person is simulated."""
     defaults = {"simulated": "the person who writes to the AI", "format": "chat", "roles": "swap", "axis": "CONV"}
-    defaults |= {"axis_from": "family", "field": field, "columns": (field, *more) if field else more}
+    defaults |= {
+        "setting": "You write messages to an AI assistant.",
+        "axis_from": "family",
+        "field": field,
+        "columns": (field, *more) if field else more,
+    }
     return Source(name=name, title=title, **{**defaults, **facts})
 
 
@@ -74,6 +81,7 @@ def _convokit(corpus: str, title: str) -> Source:
         axis="CONV",
         axis_from="family",
         simulated="each speaker in turn",
+        setting=f"{title}.",
         format="convokit",
         columns=("id", "conversation_id", "speaker", "reply-to", "text"),
         roles="swap",
@@ -88,6 +96,7 @@ def _humanual(part: str, axis: Axis, title: str) -> Source:
         axis=axis,
         axis_from="SOUL-Index",
         simulated="the person who answers the thread",
+        setting="You read a thread and write your answer to it.",
         format="humanual",
         columns=("prompt", "completion", "user_id"),
         roles="swap",
@@ -137,6 +146,7 @@ _ALL = (
         axis="CONV",
         axis_from="family",
         simulated="each speaker in turn",
+        setting="An everyday conversation of two people.",
         format="dailydialog",
         columns=("dialog",),
         field="dialog",
@@ -148,6 +158,7 @@ _ALL = (
         axis="CONV",
         axis_from="family",
         simulated="each character in turn",
+        setting="A scene of a film.",
         format="convokit",
         columns=("id", "conversation_id", "speaker", "reply-to", "text"),
         roles="swap",
@@ -159,6 +170,7 @@ _ALL = (
         axis="CONV",
         axis_from="family",
         simulated="speaker and listener",
+        setting="A conversation of two people, one of whom tells of something that happened to them.",
         format="empathetic",
         columns=("conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"),
         roles="swap",

@@ -53,6 +53,7 @@ def test_wildchat_rows_in_parquet_and_jsonl_give_the_same(tmp_path):
         ]
     )
     assert first.trained == ("user",) and first.system is None and first.id != second.id
+    assert first.scene == "You write messages to an AI assistant."
     assert quarantine.rows == 2 and not quarantine.counts
     assert take_side(first, "user", "S").messages == (
         Message("system", "S"),
@@ -187,7 +188,7 @@ def test_a_convokit_chain_is_one_dialogue_with_facts_and_no_outcomes(tmp_path):
     assert said(first) == [("ann", "hello"), ("bob", "hi there"), ("ann", "water?")]
     assert said(second) == [("cyd", "elsewhere"), ("dan", "indeed")]
     assert first.scene == "topic: camping" and first.personas == {"ann": "gender: f", "bob": "gender: f"}
-    assert first.trained == ("ann", "bob") and second.scene == ""
+    assert first.trained == ("ann", "bob") and second.scene == "CaSiNo: negotiations over camp supplies."
     assert quarantine.notes["empty_utterances"] == 1 and not quarantine.counts
     assert take_side(first, "bob", "").others == ("convokit_casino/ann",)
 
@@ -374,7 +375,8 @@ def test_coser_books_give_a_dialogue_a_scene_and_lose_only_the_damaged_one(tmp_p
     path.write_text(json.dumps(book))
     (dialogue,), quarantine = read("coser", path)
     assert dialogue.trained == ("Jon", "Sam") and dialogue.goals == {"Jon": "to leave"}
-    assert dialogue.personas == {"Jon": "A watchman."} and dialogue.scene == "A scene of A Book. A cold wall."
+    assert dialogue.personas == {"Jon": "You are Jon. A watchman.", "Sam": "You are Sam."}
+    assert dialogue.scene == "A scene of A Book. A cold wall."
     assert take_side(dialogue, "Jon", "").messages[1] == Message(
         "user", "Environment: Snow falls.\n\nSam: (sighs) Stay."
     )
@@ -411,6 +413,7 @@ def test_sotopia_episodes(tmp_path, stored):
     (dialogue,), quarantine = read("sotopia_pi", jsonl(tmp_path / "a.jsonl", {**EPISODE, **stored}))
     assert said(dialogue) == [("Ava Lin", "It is mine."), ("Ben Roe", "Half?")]
     assert dialogue.trained == ("Ava Lin", "Ben Roe") and dialogue.goals["Ben Roe"] == "get the blanket"
+    assert dialogue.personas["Ava Lin"] == "You are Ava Lin. A nurse."
     assert dialogue.scene == "Two flatmates share one blanket." and not quarantine.counts
 
 

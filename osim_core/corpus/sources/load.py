@@ -40,7 +40,12 @@ def _load(source: Source, paths: list[Path], quarantine: Quarantine) -> Iterator
         # ids of the records themselves repeat across files, and some layouts have none
         file = names.setdefault(where.file, f"{where.file.parent.name}/{where.file.name}")
         name = f"{file}:{where.row if where.row is not None else 0}"
-        yield replace(dialogue, turns=turns, id=f"{name}/{dialogue.id}" if dialogue.id else name)
+        yield replace(
+            dialogue,
+            turns=turns,
+            id=f"{name}/{dialogue.id}" if dialogue.id else name,
+            scene=dialogue.scene or source.setting,
+        )
 
 
 def _each(parse: Callable[[Source, dict[str, Any]], Dialogue]) -> Reader:

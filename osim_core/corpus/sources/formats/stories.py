@@ -54,7 +54,7 @@ def _scene(source: str, title: str, name: str, scene: dict[str, Any], profiles: 
             turns=tuple(turns),
             trained=tuple(names),
             scene=f"A scene of {title}. {place}".strip() if title else place,
-            personas={name: profiles[name] for name in names if profiles.get(name)},
+            personas={name: f"You are {name}. {profiles.get(name, '')}".strip() for name in names},
             goals=goals,
             people={turn.speaker: title for turn in turns} if title else {},  # one book, one side of the split
         )
@@ -79,7 +79,10 @@ def sotopia(source: str, row: dict[str, Any]) -> Dialogue:
             turns=turns,
             trained=tuple(names),
             scene=scene,
-            personas={name: text_of(people[name], f"background of {name}") for name in names if people.get(name)},
+            personas={
+                name: f"You are {name}. {text_of(people.get(name) or '', f'background of {name}')}".strip()
+                for name in names
+            },
             goals={name: text_of(goals[name], f"goal of {name}") for name in names},
             # scenarios repeat with other pairs of agents, so the scenario is what must stay on one side of the split
             people=dict.fromkeys(names, str(row.get("environment_id", row.get("environment", scene)))),
