@@ -275,7 +275,7 @@ def test_the_teacher_and_a_frozen_student_get_no_gradient(kind):
 
 
 class LargestNewTensor(TorchDispatchMode):
-    """Largest number of elements of any tensor with memory of its own."""
+    """Largest number of elements of any floating tensor with memory of its own (the interpreter copies bytes)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,26 +285,28 @@ class LargestNewTensor(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
-            self.numel = max([self.numel, *(x.numel() for x in tensors)])
+            self.numel = max([self.numel, *(x.numel() for x in tensors if x.is_floating_point())])
         return out
 
 
-@pytest.mark.parametrize("stored", [False, True], ids=["two heads", "top-k"])
-def test_no_tensor_grows_with_tokens_times_vocabulary(stored, monkeypatch):
+@pytest.mark.parametrize("implementation", ["chunked", "triton", "top-k"])
+def test_no_tensor_grows_with_tokens_times_vocabulary(implementation, monkeypatch):
     monkeypatch.setattr(chunked, "CPU_TILE", (16, 20))
     largest = []
-    for vocab in (200, 800):
+    for vocab in (200, 400):
         operands = make(60, vocab, torch.float32, 8, 8)
         operands[1].requires_grad_(False)
         ids_TK = torch.arange(3).expand(60, 3)
         with LargestNewTensor() as probe:
-            if stored:
+            if implementation == "top-k":
                 kl_T = fused_linear_kl_top_k(*operands[:2], ids_TK, torch.full((60, 3), -2.0))
+            elif implementation == "triton":
+                kl_T = interpreted(operands, divergence="jsd")
             else:
                 kl_T = fused_linear_kl(*operands, divergence="jsd")
             kl_T.sum().backward()
         largest.append(probe.numel)
-    assert largest[0] == largest[1] <= 60 * 16
+    assert largest[0] == largest[1] <= 24 * 64
 
 
 @pytest.mark.parametrize("kind", KINDS)

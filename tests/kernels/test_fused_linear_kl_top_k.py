@@ -3,6 +3,7 @@
 Shape suffixes: T tokens, V vocabulary, K stored ids.
 """
 
+import itertools
 import math
 
 import pytest
@@ -62,7 +63,7 @@ def assert_exact(operands, ids_TK, logprobs_TK, tolerance=1e-10, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("num_tokens", "vocab", "k"), [(1, 2, 1), (23, 101, 5), (9, 40, 39)], ids=str)
+@pytest.mark.parametrize(("num_tokens", "vocab", "k"), [(1, 2, 1), (23, 101, 5), (9, 40, 20)], ids=str)
 @pytest.mark.parametrize("implementation", ["chunked", "reference"])
 def test_equals_the_listed_buckets_in_fp64(kind, options, num_tokens, vocab, k, implementation, monkeypatch):
     monkeypatch.setenv(registry.VARIABLE, f"fused_linear_kl_top_k={implementation}")
@@ -117,7 +118,7 @@ def test_merging_outcomes_never_raises_a_divergence(kind):
     operands = make(30, 50)
     values = [fused_linear_kl_top_k(*operands[:2], *stored(operands, k), divergence=kind) for k in (1, 2, 8, 30, 50)]
     values.append(fused_linear_kl(*operands, divergence=kind))
-    assert all((less <= more + 1e-12).all() for less, more in zip(values, values[1:], strict=False))
+    assert all((less <= more + 1e-12).all() for less, more in itertools.pairwise(values))
     assert values[0].min() >= -1e-12
 
 
@@ -204,7 +205,7 @@ def test_bad_stores_are_errors():
     expect("stored ids repeat within a row", twice)
     outside = ids_TK.clone()
     outside[1, 0] = 9
-    expect("leave the vocabulary of 9 tokens", outside)
+    expect("leave the vocabulary of 9", outside)
     expect("sum to a mass of", logprobs=torch.zeros_like(logprobs_TK))
     expect("must both be", logprobs=logprobs_TK[:, :2])
     expect("ids must be int64", ids_TK.int())
