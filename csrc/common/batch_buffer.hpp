@@ -30,15 +30,16 @@ inline void require_between(const char* name, std::int64_t value, std::int64_t l
     }
 }
 
-// A batch without its buffer. Limits of 2^30 keep every sum of two row numbers inside int32.
+// A batch without its buffer. The limits keep every sum of two row numbers and a block inside int32.
 inline BatchMetadata checked_batch(const std::int32_t* cu_seqlens, std::int64_t borders, const std::int32_t* parents,
                                    const float* weights, std::int64_t rows, std::int64_t block_q,
                                    std::int64_t block_k, std::int64_t window, const TileRoom& room) {
-    constexpr std::int64_t kLimit = 1 << 30;
+    constexpr std::int64_t kLimit = 1 << 29;
+    constexpr std::int64_t kLargestBlock = 1 << 16;
     require_between("borders in cu_seqlens", borders, 2, kLimit);
     require_between("num_rows", rows, 0, kLimit);
-    require_between("block_q", block_q, 1, kLimit);
-    require_between("block_k", block_k, 1, kLimit);
+    require_between("block_q", block_q, 1, kLargestBlock);
+    require_between("block_k", block_k, 1, kLargestBlock);
     require_between("window", window, 0, kLimit);
     for (const std::int64_t count : {room.query_tiles, room.pieces, room.key_tiles, room.visits}) {
         require_between("capacity", count, 0, kLimit);

@@ -3,7 +3,7 @@
 //     block 0    query tiles and pieces
 //     block 1    key tiles and visits
 //     block 2 +  one chunk of rows each
-// The CPU twin (csrc/native/batch_metadata.cpp) runs this text block by block.
+// The CPU twin (csrc/native/bindings.cpp) runs this text block by block.
 #pragma once
 
 #include <cstdint>

@@ -113,8 +113,7 @@ struct KeySide {
 };
 
 // Fills `tables` and sets counts[0], counts[1] to the tiles and entries that the batch needs. Tables are all zero where
-// that exceeds their room. Where cu_seqlens or parents are
-// malformed, tables are zero and both counts are -1.
+// that exceeds their room, and where cu_seqlens or parents are malformed, which makes both counts -1.
 template <class Block, class Side>
 OSIM_DEVICE void plan_side(Block& block, BlockScratch<Block::kThreads>* shared, Side side, SideTables tables,
                            std::int32_t* counts) {

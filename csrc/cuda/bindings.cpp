@@ -49,7 +49,8 @@ at::Tensor cuda_vector(py::handle object, const char* name, at::ScalarType dtype
         throw py::value_error(prefix + "a CUDA tensor, got one on " + tensor.device().str());
     }
     if (tensor.scalar_type() != dtype) {
-        throw py::value_error(prefix + c10::toString(dtype) + ", got " + c10::toString(tensor.scalar_type()));
+        throw py::value_error(prefix + (dtype == at::kInt ? "int32" : "float32") + ", got " +
+                              c10::toString(tensor.scalar_type()));
     }
     if (tensor.dim() != 1 || !tensor.is_contiguous()) {
         throw py::value_error(prefix + "a contiguous vector");

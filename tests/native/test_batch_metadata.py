@@ -158,6 +158,7 @@ def test_a_row_of_nothing():
         ([0, 8], {"weights": torch.ones(8).double()}, r"weights: expected torch.float32 \[n\]"),
         ([0, 8], {"window": 0}, "window must be at least 1, got 0"),
         ([0, 8], {"block_q": 0, "capacity": TileCapacity(1, 1, 1, 1)}, "block_q must be between 1 and"),
+        ([0, 8], {"block_k": 1 << 17}, "block_k must be between 1 and 65536, got 131072"),
         ([0, 8], {"capacity": TileCapacity(0, 1, 1, 1)}, "needs 1 query tiles, and the capacity is 0"),
         ([0, 8], {"capacity": TileCapacity(1, 1, 1, 0)}, "needs 1 visits, and the capacity is 0"),
     ],
@@ -277,7 +278,7 @@ def test_the_gpu_agrees_on_shared_prefixes_and_malformed_borders():
 @pytest.mark.parametrize(
     ("cu_seqlens", "options", "message"),
     [
-        (lambda: torch.tensor([0, 5], device="cuda"), {}, "cu_seqlens: expected Int"),
+        (lambda: torch.tensor([0, 5], device="cuda"), {}, "cu_seqlens: expected int32, got Long"),
         (lambda: torch.zeros(8, dtype=torch.int32, device="cuda")[::2], {}, "contiguous"),
         (lambda: torch.zeros(1, dtype=torch.int32, device="cuda"), {}, "borders in cu_seqlens"),
         (
