@@ -10,16 +10,16 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "ledger"}
 
 
 def benchmarks() -> dict[str, str]:
-    """name -> first line of its docstring, read without importing it."""
+    """name -> first line of its docstring, read without importing it; a benchmark is a module with a `main`."""
     found = {}
     for path in sorted([*FOLDER.glob("*.py"), *FOLDER.glob("*/__init__.py")]):
+        tree = ast.parse(path.read_text())
         name = path.parent.name if path.stem == "__init__" else path.stem
-        if path.parent != FOLDER or name not in NOT_BENCHMARKS:
-            docstring = ast.get_docstring(ast.parse(path.read_text()))
+        if name != "__main__" and any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+            docstring = ast.get_docstring(tree)
             found[name] = docstring.splitlines()[0] if docstring else ""
     return found
 

@@ -61,6 +61,25 @@ def test_our_kernel_passes_the_gate_of_its_own_benchmark(op):
     assert all(result["error"] <= 1e-5 and result["p50_s"] == 2e-3 for _, result in rows)
 
 
+@pytest.mark.parametrize("op", kernels.OPS)
+def test_every_candidate_of_ours_is_a_configuration_that_runs_and_is_taken_back(op):
+    module = importlib.import_module(f"benchmarks.kernels.{op}")
+    sizes = {
+        "packed_attention": ([0, 20, 70], 1, 1, 64, CPU, torch.bfloat16, "tiny"),
+        "fused_linear_logprob": (70, 64, 130, CPU, torch.bfloat16),
+        "fused_linear_kl": (70, 64, 64, 130, CPU, torch.bfloat16),
+        "policy_loss": (1500, CPU),
+    }
+    problem = module.problem(*sizes[op])
+    shipped = problem.contenders["osim"](**problem.inputs)
+    assert len(problem.candidates) >= 3
+    for configured in problem.candidates.values():
+        with configured():
+            other = problem.contenders["osim"](**problem.inputs)
+        torch.testing.assert_close(other, shipped, rtol=2e-2, atol=2e-2)
+    assert torch.equal(problem.contenders["osim"](**problem.inputs), shipped)
+
+
 def test_rows_of_right_contenders():
     clock = FakeClock()
     rows = measure.rows(squares(), clock, PEAKS, tune=True)

@@ -3,6 +3,7 @@
 Shape suffixes: T tokens, H query heads, G key/value heads, D head dimension.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from unittest import mock
 
@@ -15,7 +16,7 @@ from benchmarks.kernels.peers import installed
 from benchmarks.kernels.tile_counts import CAPACITY, DISTRIBUTIONS, lengths_of, packed_rows
 from osim_kernels.packed_attention import Segments
 from osim_kernels.packed_attention.sdpa import packed_attention_sdpa
-from osim_kernels.packed_attention.triton import CONFIGS, packed_attention_triton
+from osim_kernels.packed_attention.triton import CANDIDATES, CONFIGS, packed_attention_triton
 from osim_kernels.packed_attention.varlen import packed_attention_varlen
 
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
@@ -43,12 +44,14 @@ def work() -> dict[str, Work]:
 
 def offline_peers() -> dict:
     """flash-linear-attention's variable-length softmax attention, in its configuration for Hopper."""
-    return {"fla parallel_attn": _fla} if installed("fla") else {}
+    if not installed("fla"):
+        return {}
+    from fla.ops.attn import parallel  # now: under the absent H100 it would look for CUDA devices
+
+    return {"fla parallel_attn": lambda: _fla(parallel)}
 
 
-def _fla() -> None:
-    from fla.ops.attn import parallel
-
+def _fla(parallel) -> None:
     shape = (1, 1024, 8, HEAD_DIM), (1, 1024, 2, HEAD_DIM), (1, 1024, 2, HEAD_DIM)
     query, key, value = (torch.zeros(size, dtype=torch.bfloat16, requires_grad=True) for size in shape)
     borders = torch.tensor([0, 100, 612, 1024], dtype=torch.int32)
@@ -91,7 +94,23 @@ def problem(borders, heads, kv_heads, head_dim, device, dtype, name) -> Problem:
         tolerance=2e-2 if dtype != torch.float32 else 1e-5,
         flops=(flops, 3.5 * flops),
         moved_bytes=(moved, 3 * moved),
+        candidates=_candidates(head_dim) if dtype != torch.float32 else {},
     )
+
+
+def _candidates(head_dim: int) -> dict:
+    """One kernel's configuration changed at a time."""
+    shipped = CONFIGS[2, head_dim]
+
+    def configured(part, config):
+        return lambda: mock.patch.dict(CONFIGS, {(2, head_dim): replace(shipped, **{part: config})})
+
+    return {
+        f"{part} {config.name}": configured(part, config)
+        for (size, part), configs in CANDIDATES.items()
+        if size == head_dim
+        for config in configs
+    }
 
 
 def _gpu_peers(segments, borders, scale, device) -> dict:
