@@ -11,6 +11,7 @@ over sets of word 5-grams that are numbered, not hashed. Legend: N texts, T toke
 
 import hashlib
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ SOURCES = 62
 VOCABULARY = 40_000
 HOT_CLUSTER = 1_000
 EDITS = ("exact", "case_and_punctuation", "substitution", "insert_delete", "truncated", "appended", "slots")
-SYLLABLES = [c + v for c in ["b", "br", "ch", "d", "f", "g", "k", "l", "m", "n", "p", "pl", "r", "s", "st", "t", "v", "w"] for v in ("a", "e", "i", "o", "ou", "er")]
+CONSONANTS = "b br ch d f g k l m n p pl r s st t v w".split()  # noqa: SIM905 - easier to read
+SYLLABLES = [consonant + vowel for consonant in CONSONANTS for vowel in ("a", "e", "i", "o", "ou", "er")]
 TOKEN = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 
 
@@ -236,7 +238,7 @@ def _pairs_of_groups(group: np.ndarray, member: np.ndarray) -> np.ndarray:
 def _exact_jaccard(pairs: np.ndarray, sets_S: np.ndarray, offsets_N1: np.ndarray) -> np.ndarray:
     """Jaccard index of each pair of sets (sorted, distinct numbers)."""
     result = np.empty(len(pairs))
-    sets = [sets_S[a:b] for a, b in zip(offsets_N1[:-1], offsets_N1[1:], strict=True)]
+    sets = [sets_S[a:b] for a, b in pairwise(offsets_N1)]
     for i, (a, b) in enumerate(pairs.tolist()):
         common = np.intersect1d(sets[a], sets[b], assume_unique=True).size
         result[i] = common / (sets[a].size + sets[b].size - common)
