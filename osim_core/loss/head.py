@@ -18,10 +18,12 @@ from osim_kernels.fused_linear_logprob import fused_linear_logprob
 
 @dataclass(frozen=True)
 class HeadTargets:
-    """labels_L int64 [L]; needed_L float32 [L], zero where no stream wants the token (its row is skipped)."""
+    """labels_L int64 [L]; needed_L float32 [L], zero where no stream wants the token (its row is skipped); active_rows,
+    how many are not zero, counted on the host so that a GPU is not waited for."""
 
     labels_L: torch.Tensor
     needed_L: torch.Tensor
+    active_rows: int
 
 
 def token_logprobs(*, hidden_states, output_layer, output_weight, context: HeadTargets, config, **_) -> torch.Tensor:
@@ -41,6 +43,7 @@ def token_logprobs(*, hidden_states, output_layer, output_weight, context: HeadT
         weight_VD,
         context.labels_L,
         weights_T=context.needed_L,
+        active_rows=context.active_rows,
         tensor_parallel_group=group,
         vocab_start=group.rank() * weight_VD.shape[0],
     )

@@ -146,14 +146,19 @@ class Learner:
             row = next(batches)
             batch = row.to(device())
             weights = {name: local_slice(weight, rank, size) for name, weight in batch.weights.items()}
-            needed_L = torch.stack(list(weights.values())).abs().amax(0)
+            needed_T = torch.stack(list(row.weights.values())).abs().amax(0)  # on the host, as active_rows is
+            needed_L = local_slice(needed_T, rank, size)
             logprob_L = chunk(
                 local_slice(batch.tokens_T, rank, size)[None],
                 local_slice(batch.positions_T, rank, size)[None],
                 None,
                 packed_seq_params=PackedRow.of(row, self.model, device()),
                 output_processor=token_logprobs,
-                output_processor_context=HeadTargets(local_slice(batch.labels_T, rank, size), needed_L),
+                output_processor_context=HeadTargets(
+                    local_slice(batch.labels_T, rank, size),
+                    needed_L.to(device(), non_blocking=True),
+                    int(needed_L.count_nonzero()),
+                ),
             )
 
             def loss(logprob_L: torch.Tensor):

@@ -66,7 +66,7 @@ def logprobs(source: Path, layout: LayoutConfig, rows: list[PackedBatch]) -> lis
                 None,
                 packed_seq_params=PackedRow.of(row, model, torch.device("cpu")),
                 output_processor=token_logprobs,
-                output_processor_context=HeadTargets(row.labels_T, torch.ones(row.num_tokens)),
+                output_processor_context=HeadTargets(row.labels_T, torch.ones(row.num_tokens), row.num_tokens),
             )
             for row in rows
         ]
