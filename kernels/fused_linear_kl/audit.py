@@ -64,7 +64,7 @@ CASES = (
         _case(
             dtype,
             "jsd",
-            f" candidate {key[1]} {config.name}",
+            f" candidate {'narrow' if key[1] else 'wide'} {config.name}",
             student=cap,
             teacher=cap,
             configs={key: config},
