@@ -11,10 +11,14 @@ constexpr std::uint32_t kShingleTokens = 5;
 
 // 32 bits of a shingle. Two different shingles collide with probability 2^-32, so the Jaccard index computed on a
 // union of m shingles is off (then by about 1/m) with probability at most m^2 / 2^33: 5e-6 for m = 200.
-OSIM_HD constexpr std::uint32_t shingle_hash(const std::uint64_t* token) {
-    std::uint64_t sum = (token[0] * 0xC2B2AE3D27D4EB4Fu + token[1]) * 0x9E3779B97F4A7C15u;
-    sum += token[2] * 0x165667B19E3779F9u + token[3] * 0x27D4EB2F165667C5u;
-    sum = (sum + token[4]) * 0x85EBCA77C2B2AE63u;
+//
+// Two steps, since neighbouring shingles share their pairs of tokens.
+OSIM_HD constexpr std::uint64_t token_pair(std::uint64_t first, std::uint64_t second) {
+    return first * 0xC2B2AE3D27D4EB4Fu + second;
+}
+
+OSIM_HD constexpr std::uint32_t shingle_hash(std::uint64_t pair, std::uint64_t next_pair, std::uint64_t last) {
+    std::uint64_t sum = (pair * 0x9E3779B97F4A7C15u + next_pair) * 0x165667B19E3779F9u + last;
     sum ^= sum >> 32;
     return static_cast<std::uint32_t>(sum * 0x94D049BB133111EBu >> 32);
 }

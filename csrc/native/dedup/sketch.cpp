@@ -85,7 +85,8 @@ class Sketcher {
   public:
     Sketcher(double threshold, Simd simd) : tokeniser_(simd), threshold_(threshold), simd_(simd) {}
 
-    void sketch(Text text, std::int64_t row, std::int64_t rows, const SketchColumns& columns,
+    // `keys` takes the text's band keys, kBlockRows apart.
+    void sketch(Text text, std::int64_t row, const SketchColumns& columns, std::uint32_t* keys,
                 std::vector<WideKeys>& wide) {
         tokeniser_.tokens(text);
         columns.hashes[row] = tokeniser_.exact_hash(text);
@@ -95,13 +96,9 @@ class Sketcher {
         std::uint16_t lanes[kLanes] = {};
         if (has_narrow(width)) {
             minhash16(shingles.data(), shingles.size(), simd_, lanes);
-            for (int band = 0; band < kBands; ++band) {
-                columns.keys[band * rows + row] = band_key(lanes + band * kRows);
-            }
-        } else {
-            for (int band = 0; band < kBands; ++band) {
-                columns.keys[band * rows + row] = 0;
-            }
+        }
+        for (int band = 0; band < kBands; ++band) {
+            keys[band * kBlockRows] = has_narrow(width) ? band_key(lanes + band * kRows) : 0;
         }
         if (has_wide(width)) {
             std::uint32_t wide_lanes[kLanes];
@@ -177,8 +174,12 @@ void sketch(const std::function<Text(std::int64_t)>& text, std::int64_t count, d
     for_each_block(count, kBlockRows, threads, [&] {
         return [&, sketcher = Sketcher(threshold, simd)](std::int64_t begin, std::int64_t end) mutable {
             std::vector<WideKeys> wide;
+            std::uint32_t keys[kBands * kBlockRows];  // 21 columns far apart: written a block at a time
             for (std::int64_t row = begin; row < end; ++row) {
-                sketcher.sketch(text(row), row, count, columns, wide);
+                sketcher.sketch(text(row), row, columns, keys + (row - begin), wide);
+            }
+            for (int band = 0; band < kBands; ++band) {
+                std::copy_n(keys + band * kBlockRows, end - begin, columns.keys + band * count + begin);
             }
             if (!wide.empty()) {
                 const std::scoped_lock hold(lock);

@@ -208,8 +208,14 @@ std::span<const std::uint32_t> Tokeniser::shingles() {
     }
     const std::size_t count = count_ - kShingleTokens + 1;
     std::uint32_t* out = at_least(shingles_, count);
+    const std::uint64_t* token = tokens_.data();
+    std::uint64_t pair = token_pair(token[0], token[1]);
+    std::uint64_t after = token_pair(token[1], token[2]);
     for (std::size_t i = 0; i < count; ++i) {
-        out[i] = shingle_hash(tokens_.data() + i);
+        const std::uint64_t next = token_pair(token[i + 2], token[i + 3]);
+        out[i] = shingle_hash(pair, next, token[i + 4]);
+        pair = after;
+        after = next;
     }
     return {out, count};
 }

@@ -86,9 +86,9 @@ def deduplicate(source: Path, out: Path, settings: Settings) -> dict:
         if name not in files:
             files[name] = _sketch_file(source, folder, len(files), settings)
         survivor, jaccard, rows_before = _cluster(files, name, settings)
-    parts = files[name]
-    bad = [Bad(**entry) for entry in parts[-1].header["source"]["bad"]]
-    _write(out, parts, survivor, jaccard, rows_before, bad)
+        parts = files[name]
+        bad = [Bad(**entry) for entry in parts[-1].header["source"]["bad"]]
+        _write(out, parts, survivor, jaccard, rows_before, bad)
     figures = {
         "documents": sum(part.rows for part in parts),
         "kept": int((survivor == rows_before + np.arange(survivor.size)).sum()),
