@@ -30,6 +30,7 @@ class Scripted:
     """A writer that gives the drafts it is told, in order, and remembers what it was asked."""
 
     identity = "scripted"
+    stated = False
 
     def __init__(self, *drafts, attempts=3):
         self.drafts, self.asked, self.attempts = list(drafts), [], attempts
@@ -178,6 +179,14 @@ def test_a_leak_and_a_broken_draft_are_written_again_with_the_reason():
     assert "i cook fish every day in a bar" in writer.asked[1].rejected and "no JSON" in writer.asked[2].rejected
     assert rows[0]["prompt_tokens"] == 300 and rows[0]["retried"] == 1
     assert rows[0]["cost"] == rows[0]["new_cost"] == pytest.approx((300 * 2 + 30 * 10) / 1e6)
+
+
+def test_what_the_record_states_is_measured_and_kept_though_somebody_repeats_it():
+    topic = "What is the most beautiful place that you have ever seen?"
+    repeated = dialogue("a:hi", f"b:{topic}", "a:Rome", "b:nice", scene=topic)
+    ((conversation, row),), rows = run([repeated], RuleWriter())
+    assert row.status == "written" and row.leakage == rows[0]["worst_leakage"] == 1
+    assert conversation.messages[0].content == f"Scene: {topic}"
 
 
 def test_a_context_that_leaks_to_the_end_is_missing_and_never_used():

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from osim_core.corpus.context import prompt
 from osim_core.corpus.context.schema import JSON_SCHEMA, SchemaError, parse
@@ -57,6 +57,7 @@ class EndpointWriter:
     max_tokens: int = 1024
     attempts: int = 3
     max_failures: int = 20
+    stated: ClassVar[bool] = False
     identity: str = field(init=False)
     _failures: int = field(init=False, default=0)
     _last: str = field(init=False, default="")

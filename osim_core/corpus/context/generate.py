@@ -129,14 +129,14 @@ def _write(requests: Mapping[str, Request], writer: Writer) -> dict[str, Row]:
         drafts = writer.write(list(pending.values())) if pending else []
         again = {}
         for (key, request), draft in zip(pending.items(), drafts, strict=True):
-            rows[key] = _judge(rows[key], request, draft)
+            rows[key] = _judge(rows[key], request, draft, writer.stated)
             if rows[key].fault in ("schema", "leak"):
                 again[key] = replace(request, attempt=attempt, rejected=rows[key].reason)
         pending = again
     return rows
 
 
-def _judge(row: Row, request: Request, draft: Draft) -> Row:
+def _judge(row: Row, request: Request, draft: Draft, stated: bool) -> Row:
     row = replace(
         row,
         attempts=row.attempts + 1,
@@ -147,6 +147,6 @@ def _judge(row: Row, request: Request, draft: Draft) -> Row:
     if draft.context is None:
         return replace(row, fault=draft.fault, reason=draft.reason)
     found = leakage(draft.context.text(), request.dialogue, request.speaker)
-    if found.too_much:
+    if found.too_much and not stated:
         return replace(row, fault="leak", reason=found.explain(), leakage=found.overlap)
     return replace(row, status="written", context=draft.context.to_json(), fault="", reason="", leakage=found.overlap)

@@ -20,6 +20,8 @@ class VllmWriter:
     max_model_len must hold those and `max_tokens`. Raises ValueError if vLLM is not installed.
     """
 
+    stated = False
+
     def __init__(self, model: str, *, max_tokens: int = 1024, attempts: int = 3, **engine: Any) -> None:
         try:
             from vllm import LLM, SamplingParams

@@ -38,11 +38,14 @@ class Draft:
 
 class Writer(Protocol):
     """identity  everything that decides what it writes, for the content hash
-    attempts  how often a draft that was rejected may be written again, in all
+    attempts  how many drafts of one context there may be
+    stated    whether it only repeats what the record states: then leakage is measured and reported but rejects
+              nothing, since a person who repeats the topic that they were given does what people do
     """
 
     identity: str
     attempts: int
+    stated: bool
 
     def write(self, requests: Sequence[Request]) -> list[Draft]:
         """One draft per request, in order."""
@@ -54,6 +57,7 @@ class RuleWriter:
 
     identity = "rules 1"
     attempts = 1
+    stated = True
 
     def write(self, requests: Sequence[Request]) -> list[Draft]:
         return [self._draft(request.dialogue, request.speaker) for request in requests]
