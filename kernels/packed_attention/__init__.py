@@ -7,6 +7,8 @@
 Shape suffixes: T query rows, S key rows, H query heads, G key/value heads, D head dimension.
 """
 
+import importlib.util
+
 import torch
 
 from osim_kernels.packed_attention.segments import Segments
@@ -25,6 +27,18 @@ def _load_sdpa():
     from osim_kernels.packed_attention.sdpa import packed_attention_sdpa
 
     return packed_attention_sdpa
+
+
+def _load_fa3():
+    from osim_kernels.packed_attention.fa3 import packed_attention_fa3
+
+    return packed_attention_fa3
+
+
+def _load_triton():
+    from osim_kernels.packed_attention.triton import packed_attention_triton
+
+    return packed_attention_triton
 
 
 def _load_varlen():
@@ -47,8 +61,31 @@ def _varlen_refuses(device, dtype, *, head_dim: int = 128, one_run_each: bool = 
     return None
 
 
+def _fa3_refuses(device, dtype, **case) -> str | None:
+    why_not = _varlen_refuses(device, dtype, **case)
+    if why_not is None and torch.cuda.get_device_capability(device)[0] != 9:
+        why_not = "is written for compute capability 9"
+    if why_not is None and importlib.util.find_spec("flash_attn_interface") is None:
+        why_not = "flash_attn_interface is not installed"
+    return why_not
+
+
+def _triton_refuses(device, dtype, *, head_dim: int = 128, **case) -> str | None:
+    if device.type != "cuda":
+        return "needs a CUDA device"
+    if torch.cuda.get_device_capability(device) < (9, 0):
+        return "needs compute capability 9.0 or newer (TMA)"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "is for bf16 and fp16: fp32 without tensor cores spills registers"
+    if head_dim > 256:
+        return f"takes head_dim up to 256, not {head_dim}"
+    return None
+
+
 _op = Op(
     "packed_attention",
+    Implementation(name="fa3", load=_load_fa3, refuses=_fa3_refuses),
+    Implementation(name="triton", load=_load_triton, refuses=_triton_refuses),
     Implementation(name="varlen", load=_load_varlen, refuses=_varlen_refuses),
     Implementation(name="sdpa", load=_load_sdpa, refuses=anywhere),
     Implementation(name="reference", load=_load_reference, refuses=anywhere),

@@ -7,6 +7,8 @@ A piece (or visit) is cut into blocks from its start. Those that every row of th
 import triton
 import triton.language as tl
 
+NEVER = tl.constexpr(2**30)  # a key position behind every query
+
 
 @triton.jit
 def full_key_blocks(
@@ -43,9 +45,12 @@ def nth_masked(nth, first_full, last_full):
 
 
 @triton.jit
-def sees(query_rows, key_rows, delta, window, WINDOW: tl.constexpr):
-    """Whether query rows see key rows of one span; the arguments broadcast."""
-    distance = query_rows - key_rows - delta
+def sees(query_rows, key_positions, window, WINDOW: tl.constexpr):
+    """Whether query rows see keys at these positions (row + delta); the arguments broadcast.
+
+    Keys behind a piece stand at NEVER, so that a tile needs no second comparison.
+    """
+    distance = query_rows - key_positions
     seen = distance >= 0
     if WINDOW:
         seen = seen & (distance < window)

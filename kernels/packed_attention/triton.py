@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -38,27 +39,42 @@ class Config:
 
 @dataclass(frozen=True)
 class Configs:
-    """The configurations of one element size and padded head dimension."""
+    """The configurations of one element size and head dimension."""
 
     forward: Config
     query_gradient: Config
     key_gradient: Config
 
 
-# (element size, padded head dimension); chosen by the compile audit, not by timing. Fixed tables, because a
+# (element size, head dimension); chosen by the compile audit, not by timing. Fixed tables, because a
 # configuration picked by timing could differ after a resume and change bits.
 CONFIGS = {
-    (2, 64): Configs(Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(64, 128, 8, 2)),
-    (2, 128): Configs(Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
-    (2, 256): Configs(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(64, 64, 8, 2)),
-    (4, 64): Configs(Config(64, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 64, 8, 2)),
-    (4, 128): Configs(Config(64, 32, 8, 2), Config(32, 32, 8, 2), Config(32, 32, 8, 2)),
-    (4, 256): Configs(Config(32, 32, 8, 1), Config(32, 32, 8, 1), Config(32, 32, 8, 1)),
+    (2, 64): Configs(Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(64, 128, 8, 2)),
+    (2, 128): Configs(Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(32, 128, 8, 2)),
+    (2, 256): Configs(Config(128, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 64, 8, 2)),
+    # fp32 without tensor cores spills in every size tried: only for comparing values, the registry does not pick it
+    (4, 64): Configs(Config(32, 32, 8, 2), Config(32, 16, 8, 2), Config(16, 32, 8, 2)),
+    (4, 128): Configs(Config(32, 32, 8, 2), Config(32, 16, 8, 2), Config(16, 32, 8, 2)),
+    (4, 256): Configs(Config(32, 32, 8, 2), Config(32, 16, 8, 2), Config(16, 32, 8, 2)),
+}
+# What `python -m benchmarks kernels packed_attention --tune` times on a GPU, for 16-bit elements.
+CANDIDATES = {
+    (64, "forward"): [Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(64, 64, 4, 3)],
+    (64, "query_gradient"): [Config(128, 64, 8, 2), Config(128, 128, 8, 2)],
+    (64, "key_gradient"): [Config(64, 128, 8, 2), Config(64, 64, 4, 2)],
+    (128, "forward"): [Config(128, 64, 8, 2), Config(128, 64, 8, 3), Config(64, 64, 4, 3)],
+    (128, "query_gradient"): [Config(128, 64, 8, 2), Config(64, 64, 4, 2)],
+    (128, "key_gradient"): [Config(32, 128, 8, 2), Config(32, 128, 8, 3), Config(32, 64, 4, 2)],
+    (256, "forward"): [Config(128, 64, 8, 2), Config(64, 64, 4, 2)],
+    (256, "query_gradient"): [Config(64, 64, 8, 2), Config(64, 32, 4, 2)],
+    (256, "key_gradient"): [Config(32, 64, 8, 2)],
 }
 
 
 def packed_attention_triton(query_THD, key_SGD, value_SGD, segments: Segments, softmax_scale: float):
-    """The op of __init__.py; bf16, fp16 or fp32 (multiplied in fp32, not TF32), rows of a multiple of 16 bytes.
+    """The op of __init__.py in bf16 and fp16; fp32 (multiplied in fp32, not TF32) is right but slow.
+
+    Head dimensions between 64, 128 and 256 are padded to the next, which copies query, key and value.
 
     Raises ValueError for a head dimension or a scale that the kernels do not take, and for segments whose plan lies
     on another device than the tensors.
@@ -68,20 +84,24 @@ def packed_attention_triton(query_THD, key_SGD, value_SGD, segments: Segments, s
         raise ValueError(f"packed_attention: triton {why_not}")
     if not softmax_scale > 0:
         raise ValueError(f"packed_attention: softmax_scale must be positive, got {softmax_scale}")
-    return _PackedAttention.apply(query_THD, key_SGD, value_SGD, segments, softmax_scale)
+    head_dim = query_THD.shape[2]
+    padding = _kernel_head_dim(head_dim) - head_dim
+    if padding:  # zeros change no score, and their columns of the output are zero
+        query_THD, key_SGD, value_SGD = (F.pad(x, (0, padding)) for x in (query_THD, key_SGD, value_SGD))
+    return _PackedAttention.apply(query_THD, key_SGD, value_SGD, segments, softmax_scale)[..., :head_dim]
 
 
 def refuses_shape(dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the kernels cannot take this case, or None."""
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"takes bf16, fp16 and fp32, not {str(dtype).removeprefix('torch.')}"
-    if head_dim > 256 or head_dim * dtype.itemsize % 16:
-        return f"takes head_dim up to 256 with rows of a multiple of 16 bytes, not {head_dim}"
+    if head_dim > 256:
+        return f"takes head_dim up to 256, not {head_dim}"
     return None
 
 
-def padded_head_dim(head_dim: int) -> int:
-    """Columns of a tile: the next of 64, 128, 256."""
+def _kernel_head_dim(head_dim: int) -> int:
+    """The next of 64, 128 and 256, which the kernels take."""
     return max(64, triton.next_power_of_2(head_dim))
 
 
@@ -131,7 +151,7 @@ def launch_row_sums(out_THD, d_out_THD):
     if num_queries:
         _row_sums_kernel[(triton.cdiv(num_queries, ROW_SUMS_BLOCK) * heads,)](
             out_THD, d_out_THD, sums_HT, num_queries,
-            HEADS=heads, D=head_dim, PAD_D=padded_head_dim(head_dim), BLOCK_Q=ROW_SUMS_BLOCK, num_warps=8,
+            HEADS=heads, D=head_dim, BLOCK_Q=ROW_SUMS_BLOCK, num_warps=8,
         )  # fmt: skip
     return sums_HT
 
@@ -171,7 +191,7 @@ def launch_key_gradient(
 
 
 def _configs(query_THD) -> Configs:
-    return CONFIGS[query_THD.dtype.itemsize, padded_head_dim(query_THD.shape[2])]
+    return CONFIGS[query_THD.dtype.itemsize, query_THD.shape[2]]
 
 
 def _plan(query_THD, key_SGD, segments, config):
@@ -184,8 +204,8 @@ def _plan(query_THD, key_SGD, segments, config):
 
 
 def _rows(x_THD, block: int) -> TensorDescriptor:
-    """TMA descriptor of `block` rows of one head; what lies outside the tensor reads as zero, D's padding too."""
-    return TensorDescriptor.from_tensor(x_THD, [block, 1, padded_head_dim(x_THD.shape[2])])
+    """TMA descriptor of `block` rows of one head; rows behind the tensor read as zero."""
+    return TensorDescriptor.from_tensor(x_THD.flatten(1), [block, x_THD.shape[2]])
 
 
 def _constants(query_THD, key_SGD, segments, config: Config):
@@ -194,7 +214,6 @@ def _constants(query_THD, key_SGD, segments, config: Config):
         HEADS=heads,
         GROUP=heads // key_SGD.shape[1],
         D=head_dim,
-        PAD_D=padded_head_dim(head_dim),
         BLOCK_Q=config.block_q,
         BLOCK_K=config.block_k,
         PRECISION="ieee",  # fp32 stays fp32; 16-bit operands are exact either way
