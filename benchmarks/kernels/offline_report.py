@@ -4,6 +4,7 @@ Every kernel is compiled by the installed Triton through osim_kernels.proof.hopp
 code, except the roofline, which is an estimate from stated FLOPs and bytes. None of it is a speed.
 """
 
+import re
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -49,7 +50,8 @@ def rows(op: str, module: ModuleType) -> list[tuple[dict, dict]]:
             "roofline_s": estimate.seconds,
             "bound": estimate.bound,
         }
-        found.append(({"kind": "roofline", "op": op, "direction": direction, "shape": work.shape}, result))
+        case = {"kind": "roofline", "op": op, "direction": direction, "shape": work.shape}
+        found.append((case | {"dtype": work.dtype}, result))
     return found
 
 
@@ -76,8 +78,15 @@ def _kernels(op: str, owner: str, name: str, launch) -> list[tuple[dict, dict]]:
         ]
         if brackets:
             result["loop_peak_share"] = [[round(b.serial, 3), round(b.overlapped, 3)] for b in brackets]
-        found.append(({"kind": "kernel", "op": op, "owner": owner, "variant": name, "kernel": record.kernel}, result))
+        case = {"kind": "kernel", "op": op, "owner": owner, "variant": name, "kernel": record.kernel}
+        found.append((case | {"dtype": _operand(record.signature)}, result))
     return found
+
+
+def _operand(signature: dict) -> str:
+    """Element type of a kernel's first tensor ("*bf16", "tensordesc<bf16[128, 64]...>")."""
+    types = (re.match(r"(?:\*|tensordesc<)([a-z]+\d+)", kind) for kind in signature.values() if isinstance(kind, str))
+    return next((match[1] for match in types if match), "none")
 
 
 def tables(rows: list[tuple[dict, dict]]) -> list[Table]:

@@ -69,7 +69,13 @@ def rows(row_limit: int = 8) -> list[tuple[dict, dict]]:
         for block_q, block_k in TILES:
             counts = [count(lengths, block_q, block_k) for lengths in chosen]
             total = {method: sum(c[method] for c in counts) for method in counts[0]}
-            case = {"kind": "tiles", "op": "packed_attention", "lengths": distribution, "tile": [block_q, block_k]}
+            case = {
+                "kind": "tiles",
+                "op": "packed_attention",
+                "lengths": distribution,
+                "tile": [block_q, block_k],
+                "dtype": "int32",
+            }
             case |= {"capacity": CAPACITY, "rows": len(chosen), "documents": sum(map(len, chosen))}
             found.append((case, {"rung": "counted", **total, "ours_over_allowed": total["ours"] / total["allowed"]}))
     return found

@@ -28,8 +28,8 @@ class Expect:
 
     wgmma             HGMMA, and neither HMMA nor TF32
     async_copy        TMA loads or cp.async
-    wide              global loads and stores outside TMA and cp.async: at least a third of their bytes by 128-bit
-                      instructions (a fast path and its masked tail have half each), none of 16 bits or fewer
+    wide              of global loads, and of stores, outside TMA and cp.async, at least a quarter of the bytes by
+                      128-bit instructions (a fast path and its masked tail would have half each)
     warp_specialized  setmaxnreg: Triton drops a request for warp specialisation without a word
     Spills and TF32 are faults whatever is expected.
     """
@@ -149,11 +149,11 @@ def faults_of(name: str, kernel: Kernel, expect: Expect) -> Iterable[str]:
 
 
 def _narrow_accesses(name: str, count: dict[str, int]) -> Iterable[str]:
-    number = {width: count[f"ldg_{width}"] + count[f"stg_{width}"] for width in (128, 64, 32, 16)}
-    bytes_all = sum(width // 8 * times for width, times in number.items())
-    if number[16] or 3 * 16 * number[128] < bytes_all:
-        seen = ", ".join(f"{times} of {width} bits" for width, times in number.items() if times)
-        yield f"{name}: expected 128-bit global loads and stores, found {seen}"
+    for opcode, what in (("ldg", "loads"), ("stg", "stores")):
+        number = {width: count[f"{opcode}_{width}"] for width in (128, 64, 32, 16, 8)}
+        if 4 * 128 * number[128] < sum(width * times for width, times in number.items()):
+            seen = ", ".join(f"{times} of {width} bits" for width, times in number.items() if times)
+            yield f"{name}: expected 128-bit global {what}, found {seen}"
 
 
 def worse_than(name: str, kernel: Kernel, golden: dict) -> Iterable[str]:

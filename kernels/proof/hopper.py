@@ -39,11 +39,13 @@ PROPERTIES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: kernel name, grid, constant arguments by name, Triton's metadata and the machine code."""
+    """One launch: kernel name, grid, constant arguments by name, types of the others ("*bf16", "i32"), Triton's
+    metadata and the machine code."""
 
     kernel: str
     grid: tuple[int, int, int]
     constants: dict[str, Any]
+    signature: dict[str, Any]
     metadata: Any
     cubin: bytes
 
@@ -137,7 +139,7 @@ class _AbsentH100(DriverBase):
         constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
 
         def launch(x, y, z, stream, cubin, packed_metadata, launch_metadata, enter_hook, exit_hook, *arguments):
-            self.launches.append(Launch(source.fn.__name__, (x, y, z), constants, metadata, cubin))
+            self.launches.append(Launch(source.fn.__name__, (x, y, z), constants, source.signature, metadata, cubin))
 
         return launch
 

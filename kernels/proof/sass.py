@@ -99,7 +99,7 @@ def counts(code: tuple[Instruction, ...]) -> dict[str, int]:
     hmma      products of the older, warp-wide instruction
     utmaldg, utmastg, utmaredg   TMA loads, stores, reductions
     ldgsts    asynchronous copies global to shared (cp.async)
-    ldg, stg  global loads and stores, by width: ldg_128, ldg_64, ldg_32, ldg_16 (8 bits count there too)
+    ldg, stg  global loads and stores, by width: ldg_128, ldg_64, ldg_32, ldg_16, ldg_8
     ldl, stl  local memory, that is spills
     usetmaxreg  registers handed between warp groups: warp specialisation
     """
@@ -115,7 +115,7 @@ def counts(code: tuple[Instruction, ...]) -> dict[str, int]:
     }
     for opcode in ("LDG", "STG"):
         widths = Counter(_width(instruction) for instruction in code if instruction.opcode == opcode)
-        rows |= {f"{opcode.lower()}_{width}": widths[width] for width in (128, 64, 32, 16)}
+        rows |= {f"{opcode.lower()}_{width}": widths[width] for width in (128, 64, 32, 16, 8)}
     return rows
 
 
@@ -150,7 +150,10 @@ def _width(instruction: Instruction) -> int:
     for width in (128, 64):
         if str(width) in instruction.modifiers:
             return width
-    return 16 if {"U16", "S16", "U8", "S8"} & set(instruction.modifiers) else 32
+    for bits in (16, 8):
+        if {f"U{bits}", f"S{bits}"} & set(instruction.modifiers):
+            return bits
+    return 32
 
 
 def _cuobjdump(cubin: bytes, flag: str) -> str:
