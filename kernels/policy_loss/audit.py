@@ -13,9 +13,10 @@ _TOKENS, _SEQUENCES = 16384, 64
 _CORRECTED = replace(DAPO, sampler_cap=2.0)
 
 
-def _launch(config, block=None, num_warps=None):
+def _launch(config, block=None, num_warps=None, weights=torch.float32):
     def launch():
         logprob_T, old_T, sampler_T, advantage_T, weights_T = (torch.empty(_TOKENS, device=DEVICE) for _ in range(5))
+        weights_T = weights_T.to(weights)
         sampler_T = None if config.sampler_cap is None else sampler_T
         borders = torch.empty(1, _SEQUENCES + 1, dtype=torch.int32, device=DEVICE)
         chosen = host.BLOCK, host.NUM_WARPS
@@ -31,16 +32,17 @@ def _launch(config, block=None, num_warps=None):
     return launch
 
 
-def _case(name, config, slow=False, **block) -> Case:
+def _case(name, config, slow=False, **variant) -> Case:
     expect = {"_token_kernel": Expect(wide=config.ratio == "token")}
     if config.ratio == "sequence":
         expect["_sequence_kernel"] = Expect()  # sequences start anywhere, so its loads cannot be aligned
-    return Case(name=name, launch=_launch(config, **block), expect=expect, slow=slow)
+    return Case(name=name, launch=_launch(config, **variant), expect=expect, slow=slow)
 
 
 CASES = (
     _case("clip", GRPO),
     _case("clip, sampler", _CORRECTED),
+    _case("clip, sampler, bool weights", _CORRECTED, weights=torch.bool),
     _case("cispo, sampler", replace(CISPO, sampler_cap=2.0)),
     _case("sequence", GSPO),
     _case("sequence, sampler", replace(GSPO, sampler_cap=2.0)),

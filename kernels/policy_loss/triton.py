@@ -24,6 +24,8 @@ _LIMIT = tl.constexpr(LOG_LIMIT)
 def policy_loss_triton(
     logprob_T, old_logprob_T, sampler_logprob_T, advantage_T, weights_T, cu_seqlens_CS, group, config: PolicyLossConfig
 ):
+    if weights_T.dtype != torch.float32:  # loads of one byte a token would be narrow and split the others
+        weights_T = (weights_T != 0).to(torch.float32)
     sequence_T = mean_S = None
     if config.ratio == "sequence":
         cu_seqlens_CS = cu_seqlens_CS.contiguous()

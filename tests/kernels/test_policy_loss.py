@@ -158,6 +158,13 @@ def test_triton_equals_the_published_formulas(name, num_tokens, device, monkeypa
     assert_equals_hand(interpreted, single(make(num_tokens), device), CONFIGS[name], 2e-5)
 
 
+def test_bool_weights_equal_float_ones(device):
+    inputs = single(make(70), device)
+    expected, metrics = interpreted(inputs, CONFIGS["gspo, corrected"])
+    got, mine = interpreted({**inputs, "weights_T": inputs["weights_T"] != 0}, CONFIGS["gspo, corrected"])
+    assert torch.equal(got, expected) and torch.equal(mine.sums, metrics.sums)
+
+
 def test_the_shipped_block_size_too(device):
     assert_equals_hand(interpreted, single(make(2500), device), CONFIGS["gspo, corrected"], 1e-4)
 
