@@ -12,6 +12,8 @@ from osim_kernels.fused_linear_kl.divergence import LOWEST
 from osim_kernels.fused_linear_logprob.tile import grouped, logit_tile, scaled
 
 LOWEST_LOGIT = tl.constexpr(LOWEST)
+# rows of one [5, N] tensor: whether they are aligned follows N, and must not compile a kernel anew
+NORMS = ["student_maximum_ptr", "student_log_sum_ptr", "teacher_maximum_ptr", "teacher_log_sum_ptr"]
 GROUP = tl.constexpr(16)  # row tiles that share their columns while these are in L2
 
 
@@ -91,7 +93,7 @@ def _norms(student_maximum_ptr, student_log_sum_ptr, teacher_maximum_ptr, teache
     )
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_parts", "blocks_per_part"])
+@triton.jit(do_not_specialize=["num_rows", "num_parts", "blocks_per_part"], do_not_specialize_on_alignment=NORMS)
 def _mixture_kernel(
     student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
     teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
@@ -131,7 +133,10 @@ def _mixture_kernel(
     tl.store(out_N + num_rows, student_N, mask=inside_N)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_column_tiles"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_column_tiles"],
+    do_not_specialize_on_alignment=[*NORMS, "extra_ptr", "grad_ptr"],
+)
 def _dlogits_kernel(
     student_hidden, student_head, student_size, student_inverse_temperature, student_softcap,
     teacher_hidden, teacher_head, teacher_size, teacher_inverse_temperature, teacher_softcap,
