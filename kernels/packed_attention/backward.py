@@ -56,7 +56,7 @@ def _query_gradient_kernel(
     queries, keys, values, d_outs, lse_ptr, sums_ptr, d_query_ptr, tiles_ptr, pieces_ptr, num_queries, window, scale,
     softmax_scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % HEADS
     tile = tl.program_id(0) // HEADS
@@ -79,7 +79,7 @@ def _query_gradient_kernel(
         first_full, last_full, blocks = full_key_blocks(
             row_start, row_stop, key_start, key_stop, delta, window, BLOCK_K, WINDOW
         )
-        for block in tl.range(first_full, last_full, warp_specialize=SPECIALIZE):
+        for block in range(first_full, last_full):
             d_query_QD = _query_gradient(
                 d_query_QD, query_QD, d_out_QD, lse_Q, sums_Q, keys, values, kv_head, scale,
                 key_start + block * BLOCK_K, key_stop, rows_Q, delta, window, BLOCK_K, D, PRECISION, False, WINDOW,
@@ -134,7 +134,7 @@ def _key_gradient_kernel(
     queries, keys, values, d_outs, lse_ptr, sums_ptr, d_key_ptr, d_value_ptr, tiles_ptr, visits_ptr, num_queries,
     window, scale, softmax_scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     KV_HEADS: tl.constexpr = HEADS // GROUP
     kv_head = tl.program_id(0) % KV_HEADS
@@ -160,7 +160,7 @@ def _key_gradient_kernel(
         first_full, last_full, blocks = full_query_blocks(
             row_start, row_stop, query_start, query_stop, delta, window, BLOCK_Q, WINDOW
         )
-        for block in tl.range(first_full, last_full, warp_specialize=SPECIALIZE):
+        for block in range(first_full, last_full):
             d_key_KD, d_value_KD = _key_gradient(
                 d_key_KD, d_value_KD, key_KD, value_KD, queries, d_outs, lse_row_ptr, sums_row_ptr, head, scale,
                 query_start + block * BLOCK_Q, query_stop, keys_K, delta, window, BLOCK_Q, D, PRECISION,

@@ -42,7 +42,7 @@ def _attend(
 def _forward_kernel(
     queries, keys, values, out_ptr, lse_ptr, tiles_ptr, pieces_ptr, num_queries, window, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr, SPECIALIZE: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     # heads vary fastest: the heads that share keys run side by side, and long tiles still start first
     head = tl.program_id(0) % HEADS
@@ -64,7 +64,7 @@ def _forward_kernel(
         first_full, last_full, blocks = full_key_blocks(
             row_start, row_stop, key_start, key_stop, delta, window, BLOCK_K, WINDOW
         )
-        for block in tl.range(first_full, last_full, warp_specialize=SPECIALIZE):
+        for block in range(first_full, last_full):
             out_QD, sum_Q, max_Q = _attend(
                 out_QD, sum_Q, max_Q, query_QD, keys, values, kv_head, scale, key_start + block * BLOCK_K, key_stop,
                 rows_Q, delta, window, BLOCK_K, D, PRECISION, False, WINDOW,

@@ -24,17 +24,16 @@ ROW_SUMS_BLOCK = 64
 
 @dataclass(frozen=True)
 class Config:
-    """One static configuration of a kernel: rows of queries x keys, warps, pipeline stages, warp specialisation."""
+    """One static configuration of a kernel: rows of queries x keys, warps, pipeline stages."""
 
     block_q: int
     block_k: int
     warps: int
     stages: int
-    specialize: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.block_q}x{self.block_k} w{self.warps} s{self.stages}{' ws' if self.specialize else ''}"
+        return f"{self.block_q}x{self.block_k} w{self.warps} s{self.stages}"
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,6 @@ def _constants(query_THD, key_SGD, segments, config: Config):
         BLOCK_K=config.block_k,
         PRECISION="ieee",  # fp32 stays fp32; 16-bit operands are exact either way
         WINDOW=segments.window is not None,
-        SPECIALIZE=config.specialize,
         num_warps=config.warps,
         num_stages=config.stages,
     )
