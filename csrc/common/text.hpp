@@ -159,6 +159,9 @@ OSIM_HD constexpr std::uint32_t lower_case(std::uint32_t c) {
         if (c < 0x430) {
             return c + 32;
         }
+        if (c == 0x4C0) {
+            return 0x4CF;
+        }
         if (between(c, 0x4C1, 0x4CE)) {
             return c + (c & 1);
         }

@@ -262,14 +262,15 @@ def _write(
     cluster[lines] = np.where(own, lines[np.where(own, survivor - rows_before, 0)] + rows_before, survivor)
     keep[lines] = survivor == rows_before + np.arange(survivor.size)
     index[lines] = jaccard
-    table = pa.table(
-        {
-            "row": np.arange(count, dtype=np.int64),
-            "cluster": cluster,
-            "keep": keep,
-            "jaccard": pa.array(index, mask=np.isnan(index)),
-        }
-    )
+    known = np.packbits(~np.isnan(index), bitorder="little")
+    kept = np.packbits(keep, bitorder="little")
+    columns = {  # from buffers, since pa.array imports pandas to look at a NumPy array
+        "row": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(np.arange(count, dtype=np.int64))]),
+        "cluster": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(cluster)]),
+        "keep": pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(kept)]),
+        "jaccard": pa.Array.from_buffers(pa.float32(), count, [pa.py_buffer(known), pa.py_buffer(index)]),
+    }
+    table = pa.table(list(columns.values()), names=list(columns))
     with DurableFile(out) as file:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
