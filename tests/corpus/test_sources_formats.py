@@ -139,7 +139,9 @@ def test_prism_goes_on_with_the_chosen_answer(tmp_path):
 
 def test_preference_transcripts(tmp_path):
     chosen = "\n\nHuman: Hi\n\nthere\n\nAssistant: Hello.\n\nHuman: Human: is a word\n\nAssistant: It is."
-    path = jsonl(tmp_path / "a.jsonl", {"chosen": chosen, "rejected": "x"}, {"chosen": "plain text"})
+    path = jsonl(
+        tmp_path / "a.jsonl", {"chosen": chosen, "rejected": "x"}, {"chosen": "Note\n\nHuman: a\n\nAssistant: b"}
+    )
     (dialogue,), quarantine = read("hh_rlhf", path)
     assert said(dialogue) == [
         ("user", "Hi\n\nthere"),
@@ -178,9 +180,9 @@ def test_a_convokit_chain_is_one_dialogue_with_facts_and_no_outcomes(tmp_path):
     folder = corpus(
         tmp_path / "casino-corpus",
         utterance("u0", "ann", "hello"),
-        utterance("x0", "cyd", "elsewhere", conversation="x0"),
+        utterance("a0", "cyd", "elsewhere", conversation="a0"),
         utterance("u1", "bob", "hi there", "u0"),
-        utterance("x1", "dan", "indeed", "x0", conversation="x0"),
+        utterance("x1", "dan", "indeed", "a0", conversation="a0"),
         utterance("u2", "ann", "   ", "u1"),
         utterance("u3", "ann", "water?", "u2"),
     )
@@ -232,6 +234,7 @@ def test_convokit_bad_rows_old_names_and_lonely_speakers(tmp_path):
         {**old, "id": "o3", "text": None},
         {"id": "o4", "text": "no speaker"},
         utterance("u0", "ann", "only me"),
+        utterance("u1", "bob", "  ", "u0"),
     )
     (dialogue,), quarantine = read("convokit_wiki", folder)
     assert said(dialogue) == [("ann", "old"), ("bob", "names")]

@@ -44,6 +44,7 @@ def read(source: str, folder: Path, quarantine: Quarantine) -> Iterator[tuple[Wh
     if path is None:
         raise ValueError(f"source {source!r}: {folder} has no utterances.jsonl; is it a ConvoKit corpus?")
     with tempfile.TemporaryDirectory(prefix="convokit-") as scratch, closing(_table(Path(scratch))) as table:
+        table.execute("BEGIN")  # one transaction: a commit per row would take most of the time
         table.executemany(
             "INSERT INTO utterances(row, id, conversation, speaker, parent, text) VALUES (?,?,?,?,?,?)",
             _utterances(path, quarantine),
@@ -54,6 +55,7 @@ def read(source: str, folder: Path, quarantine: Quarantine) -> Iterator[tuple[Wh
             if found:
                 keys = PERSONA_KEYS if kind == "speaker" else SCENE_KEYS
                 table.executemany("INSERT OR REPLACE INTO facts VALUES (?,?,?)", _facts(kind, found, keys, quarantine))
+        table.execute("COMMIT")
         begun = "SELECT conversation FROM utterances GROUP BY conversation ORDER BY MIN(number)"
         for (conversation,) in table.execute(begun):
             rows = table.execute(

@@ -95,8 +95,8 @@ def _messages(stored: Any) -> Iterator[Turn]:
         for number, message in enumerate(list_of(batch, f"messages[{at}]")):
             if not isinstance(message, list | tuple) or len(message) != 3:
                 raise BadRow("wrong type", f"messages[{at}][{number}] must be [sender, receiver, text]")
-            sender, receiver, text = (text_of(part, f"messages[{at}][{number}]") for part in message)
-            if receiver == ENVIRONMENT and sender != ENVIRONMENT:  # the other direction is what agents observe
+            sender, _, text = (text_of(part, f"messages[{at}][{number}]") for part in message)
+            if sender != ENVIRONMENT:  # its messages are what the agents observe of each other
                 if quoted := re.fullmatch(r"said: \"(.*)\"", text, re.DOTALL):
                     yield Turn(sender, quoted[1])
                 elif text not in ("did nothing", "left the conversation"):
