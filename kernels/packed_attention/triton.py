@@ -83,6 +83,8 @@ def packed_attention_triton(query_THD, key_SGD, value_SGD, segments: Segments, s
         raise ValueError(f"packed_attention: triton {why_not}")
     if not softmax_scale > 0:
         raise ValueError(f"packed_attention: softmax_scale must be positive, got {softmax_scale}")
+    if not len(query_THD) or not len(key_SGD):  # TMA describes no empty tensor; zeros that still pass zero gradients
+        return torch.zeros_like(query_THD) + (query_THD[:0].sum() + key_SGD[:0].sum() + value_SGD[:0].sum())
     head_dim = query_THD.shape[2]
     padding = _kernel_head_dim(head_dim) - head_dim
     if padding:  # zeros change no score, and their columns of the output are zero

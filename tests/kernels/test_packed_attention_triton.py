@@ -20,6 +20,7 @@ from osim_kernels.packed_attention import _op as op
 from osim_kernels.packed_attention import triton as ours
 from osim_kernels.packed_attention.reference import packed_attention_reference
 from osim_kernels.packed_attention.tiles import TileCapacity, build_tile_plan
+from osim_kernels.proof.audit import golden_rows
 from osim_kernels.proof.sanitizer import KernelFault, checked
 from tests.support.mutate import mutated
 
@@ -186,10 +187,12 @@ def test_strided_and_misaligned_inputs(small_blocks, device):
     )
 
 
-def test_no_rows(device):
-    qkv = random_qkv(0, 0, 2, 1, 64, torch.float32, device)
-    out, *grads = results(ours.packed_attention_triton, qkv, segments_of([0], device), 0.3)
-    assert out.shape == (0, 2, 64) and [grad.shape[0] for grad in grads] == [0, 0, 0]
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(0, 0), (0, 3), (3, 0)])
+def test_no_rows(num_queries, num_keys, device):
+    qkv = random_qkv(num_queries, num_keys, 2, 1, 64, torch.float32, device)
+    out, *grads = results(ours.packed_attention_triton, qkv, Segments((), None, torch.device(device)), 0.3)
+    assert [len(result) for result in (out, *grads)] == [num_queries, num_queries, num_keys, num_keys]
+    assert all((result == 0).all() for result in (out, *grads))
 
 
 @pytest.mark.slow
@@ -284,6 +287,17 @@ print(len(launches), len({id(launch.metadata) for launch in launches}), len({lau
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["12", "4", "4"]
+
+
+def test_rows_of_d_values_move_by_128_bits():
+    """In the golden rows, which the compile audit holds against the compiler."""
+    rows = golden_rows("packed_attention")
+    for case, kernels in rows.items():
+        for name, kernel in kernels.items():
+            count = kernel["counts"]
+            assert not any(count.get(f"{op}_{bits}") for op in ("ldg", "stg") for bits in (8, 16)), (case, name)
+            assert count["ldg_128" if name == "_row_sums_kernel" else "stg_128"] > 0, (case, name)
+    assert len({name for kernels in rows.values() for name in kernels}) == 4
 
 
 # bad input, and who runs where
