@@ -104,6 +104,8 @@ def test_a_filter_sees_what_the_one_before_it_wrote():
         ("今日は時間がありませんが、明日なら一緒に映画を見に行けますよ。", "ja"),
         ("lol ok", "und"),
         ("haha ya i like pizza", "und"),
+        ("bonjour mes amis comment allez-vous", "und"),  # sure, but too short to rely on
+        ("haha ya ikr smh tbh idk lol omg bruh nah fam lmao yeet sus af fr fr", "und"),  # long enough, but unsure
         ("12345 67890 !!! ??? 12345 67890 12345 67890 12345", "und"),
         ("", "und"),
     ],

@@ -1,6 +1,5 @@
 """Each layout, as its source publishes it, in a few hand-made rows: who says what and who is simulated."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -122,6 +121,18 @@ def test_an_oasst_tree_gives_its_paths_nested_or_flat(tmp_path):
         ]
         assert len({d.person("user") for d in dialogues}) == 1  # one tree, one side of the split
         assert not quarantine.counts
+
+
+def test_a_damaged_oasst_message_costs_itself_and_the_replies_to_it(tmp_path):
+    def message(key, parent, text, **more):
+        role = "prompter" if key in "rc" else "assistant"
+        return {"message_id": key, "parent_id": parent, "message_tree_id": "r", "role": role, "text": text, **more}
+
+    rows = [message("r", None, "q"), message("a", "r", None), message("c", "a", "why"), message("b", "r", "fine")]
+    (dialogue,), quarantine = read("oasst2", jsonl(tmp_path / "a.jsonl", *rows, message("d", "r", "x", deleted=True)))
+    assert said(dialogue) == [("user", "q"), ("assistant", "fine")]
+    assert quarantine.counts == {"null message": 1} and quarantine.examples[0]["row"] == 2
+    assert quarantine.notes["replies_to_lost"] == quarantine.notes["messages_deleted"] == 1
 
 
 def test_prism_goes_on_with_the_chosen_answer(tmp_path):
@@ -257,15 +268,15 @@ def test_empathetic_rows_are_gathered_and_the_listener_is_not_told(tmp_path):
     fields = ["conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance", "selfeval", "tags"]
     rows = [
         ["hit:0_conv:1", "2", "sad", "I lost my dog_comma_ Rex.", "9", "oh no_comma_ sorry", "", ""],
-        ["hit:0_conv:1", "1", "sad", "I lost my dog_comma_ Rex.", "3", "my dog is gone", "", ""],
+        ["hit:0_conv:1", "1", "sad", "I lost my dog_comma_ Rex.", "3", '"my dog', "", ""],
         ["hit:0_conv:2", "1", "glad", "x", "3", "nobody answers", "", ""],
+        ["hit:0_conv:2", "2", "glad", "x", "3", "still nobody", "", ""],
     ]
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([fields, *rows])
+    path.write_text("".join(",".join(row) + "\n" for row in [fields, *rows]))  # as released: no quoting
     (dialogue,), quarantine = read("empathetic", path)
-    assert said(dialogue) == [("3", "my dog is gone"), ("9", "oh no, sorry")]
+    assert said(dialogue) == [("3", '"my dog'), ("9", "oh no, sorry")]
     assert dialogue.personas == {"3": "You feel sad. I lost my dog, Rex."}
-    assert quarantine.counts == {"empty": 1}
+    assert quarantine.counts == {"empty": 2} and quarantine.rows == 4  # both rows of the talk that nobody answers
 
 
 def test_mathdial_simulates_the_student(tmp_path):

@@ -136,6 +136,22 @@ def test_a_json_list_is_read_until_it_breaks(tmp_path):
     assert quarantine.counts == {"not JSON": 1} and quarantine.examples[0]["row"] == 2
 
 
+def test_a_break_in_a_long_list_is_named_where_it_is_and_not_after_16_mb(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("[" + '{"a": 1}, ' * 20000 + '{"a": ?}' + ', {"a": 1}' * 20000 + "]")
+    rows, quarantine = read(path, "a")
+    assert len(rows) == 20000 and quarantine.counts == {"not JSON": 1}
+    assert quarantine.examples[0]["row"] == 20000 and "rest of the file" in quarantine.examples[0]["reason"]
+
+
+def test_an_unclosed_quote_in_a_table_is_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('a,b\n1,2\n3,"never closed\n' + "5,6\n" * 10)
+    rows, quarantine = read(path, "a", "b")
+    assert rows[0] == {"a": "1", "b": "2"}
+    assert len(rows) == 1 and quarantine.counts == {"not CSV": 1}
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

@@ -1,6 +1,7 @@
 """The packaged dialogue sources, as data: what each is, under which terms, and who reads it.
 
-`prepare` loads them through `load`; files.py reads the user's own. Package files are found with find_spec, so no
+`prepare` loads them through `load`; files.py reads the user's own rows; load.py reads the published sources of
+corpus/registry.py in the layouts in which they are released (formats/). Package files are found with find_spec, so no
 package code runs. To add a source: write a module with `read(folder, counts)` and add a row to SOURCES.
 """
 

@@ -76,7 +76,8 @@ def _oasst(source: Source, paths: Sequence[Path], quarantine: Quarantine) -> Loc
 
 
 def _empathetic(source: Source, paths: Sequence[Path], quarantine: Quarantine) -> Located:
-    yield from talks.empathetic(source.name, read_records(find_records(paths), source.columns, quarantine), quarantine)
+    rows = read_records(find_records(paths), source.columns, quarantine, quoted=False)  # commas are stored as _comma_
+    yield from talks.empathetic(source.name, rows, quarantine)
 
 
 def _rows(source: Source, paths: Sequence[Path], quarantine: Quarantine) -> Located:

@@ -60,12 +60,12 @@ class Quarantine:
                 file.write(json.dumps(entry) + "\n")
 
     @contextmanager
-    def catch(self, where: Where) -> Iterator[None]:
-        """A `BadRow` inside is quarantined instead of raised."""
+    def catch(self, where: Where, rows: int = 1) -> Iterator[None]:
+        """A `BadRow` inside is quarantined, with `rows` that depend on it, instead of raised."""
         try:
             yield
         except BadRow as error:
-            self.add(where, error)
+            self.add(where, error, rows)
 
     @property
     def quarantined(self) -> int:

@@ -19,6 +19,7 @@ from osim_core.corpus.sources.quarantine import BadRow, Quarantine, Where
 
 MAX_ROW_BYTES = 16 * 2**20
 BLOCK = 2**16
+LITERAL = 16  # characters; more than the longest thing that fails as a whole when it is cut, such as -Infinity
 BATCH_ROWS = 64  # rows of a parquet batch: few, since rows may be large
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
@@ -42,14 +43,17 @@ def find_records(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def read_records(paths: Sequence[Path], columns: Sequence[str], quarantine: Quarantine) -> Iterator[Record]:
+def read_records(
+    paths: Sequence[Path], columns: Sequence[str], quarantine: Quarantine, quoted: bool = True
+) -> Iterator[Record]:
     """Rows that have all `columns`, as dictionaries, in file order.
 
-    `quarantine.rows` counts every row seen, good or bad.
+    `quarantine.rows` counts every row seen, good or bad. Tables whose quotes are just characters are not `quoted`.
     """
     for path in paths:
-        suffix = _suffix(path)
-        rows = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}.get(suffix, _csv)(path, quarantine)
+        readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+        table = _csv if quoted else _plain_csv
+        rows = readers.get(_suffix(path), table)(path, quarantine)
         for where, row in rows:
             quarantine.rows += 1
             if not isinstance(row, dict):
@@ -154,13 +158,15 @@ class _Window:
                 value, end = decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 held = len(self.text) - self.at
-                if self.ended:
+                # What is only cut off fails at its end, or is a string that began earlier.
+                broken = error.pos < len(self.text) - LITERAL and not error.msg.startswith("Unterminated string")
+                if self.ended or broken:
                     raise BadRow("not JSON", f"member {index} is not valid JSON ({error.msg})") from error
                 if held > MAX_ROW_BYTES:
                     raise BadRow("too large", f"member {index} is above {MAX_ROW_BYTES} bytes") from error
                 self.grow(max(BLOCK, held))
                 continue
-            if end == len(self.text) and not self.ended:  # a number may go on in the next block
+            if end > len(self.text) - LITERAL and not self.ended:  # "1.5e3" cut after "1.5e" decodes as 1.5
                 self.grow(BLOCK)
                 continue
             self.at = end
@@ -188,7 +194,8 @@ def _json(path: Path, quarantine: Quarantine) -> Iterator[tuple[Where, Any]]:
         else:
             yield Where(path), dict(members(path))
     except BadRow as error:
-        quarantine.add(Where(path, None if row is None else int(row) + 1), error)
+        lost = BadRow(error.kind, f"{error}; the rest of the file is not read")
+        quarantine.add(Where(path, None if row is None else int(row) + 1), lost)
 
 
 def _parquet(path: Path, quarantine: Quarantine) -> Iterator[tuple[Where, Any]]:
@@ -238,7 +245,11 @@ def _batch(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadRow]:
             yield BadRow("not UTF-8", f"not valid UTF-8 (byte {error.start})")
 
 
-def _csv(path: Path, quarantine: Quarantine) -> Iterator[tuple[Where, Any]]:
+def _plain_csv(path: Path, quarantine: Quarantine) -> Iterator[tuple[Where, Any]]:
+    return _csv(path, quarantine, csv.QUOTE_NONE)
+
+
+def _csv(path: Path, quarantine: Quarantine, quoting: int = csv.QUOTE_MINIMAL) -> Iterator[tuple[Where, Any]]:
     """Rows under the header line. A quoted field may hold line breaks; the row's name is its last line."""
     csv.field_size_limit(MAX_ROW_BYTES)
     last = Where(path, 0)
@@ -249,7 +260,8 @@ def _csv(path: Path, quarantine: Quarantine) -> Iterator[tuple[Where, Any]]:
             last = where
             yield line
 
-    reader = csv.DictReader(text(), delimiter="\t" if _suffix(path) == ".tsv" else ",")
+    delimiter = "\t" if _suffix(path) == ".tsv" else ","
+    reader = csv.DictReader(text(), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
         try:
             row = next(reader, None)

@@ -98,7 +98,8 @@ def oasst(source: str, records: Iterator[Record], quarantine: Quarantine) -> Ite
         group = list(rows)
         where = group[0][0]
         with quarantine.catch(where):
-            nodes = _nested(group[0][1]) if "prompt" in group[0][1] else _flat(group)
+            nested = "prompt" in group[0][1]
+            nodes = _nested(group[0][1], quarantine) if nested else _flat(group, quarantine)
             kept, dropped = tree_paths({key: parent for key, (parent, _, _) in nodes.items()})
             quarantine.notes["paths_overlapping"] += dropped
             for number, path in enumerate(kept):
@@ -115,20 +116,23 @@ def oasst(source: str, records: Iterator[Record], quarantine: Quarantine) -> Ite
 Nodes = dict[str, tuple[str | None, str, str]]  # id -> parent, speaker, text
 
 
-def _flat(group: Sequence[Record]) -> Nodes:
+def _flat(group: Sequence[Record], quarantine: Quarantine) -> Nodes:
     nodes: Nodes = {}
-    for _, row in group:
-        if not row.get("deleted"):
+    for where, row in group:
+        if row.get("deleted"):
+            quarantine.notes["messages_deleted"] += 1
+            continue
+        with quarantine.catch(where):
             nodes[str(row.get("message_id"))] = _node(row, row.get("parent_id"))
+    # Replies to a message that is deleted or damaged cannot be understood either.
     while lost := [key for key, (parent, _, _) in nodes.items() if parent is not None and parent not in nodes]:
-        for key in lost:  # replies to a deleted message cannot be understood either
+        quarantine.notes["replies_to_lost"] += len(lost)
+        for key in lost:
             del nodes[key]
-    if not nodes:
-        raise BadRow("empty", "every message of the tree is deleted")
     return nodes
 
 
-def _nested(row: dict[str, Any]) -> Nodes:
+def _nested(row: dict[str, Any], quarantine: Quarantine) -> Nodes:
     nodes: Nodes = {}
     stack: list[tuple[Any, str | None]] = [(row["prompt"], None)]
     while stack:
@@ -136,11 +140,10 @@ def _nested(row: dict[str, Any]) -> Nodes:
         message = object_of(message, "prompt" if parent is None else "reply")
         key = str(message.get("message_id", len(nodes)))
         if message.get("deleted"):
-            continue  # with all replies to it, as in _flat
+            quarantine.notes["messages_deleted"] += 1  # with all replies to it
+            continue
         nodes[key] = _node(message, parent)
         stack += [(reply, key) for reply in reversed(message.get("replies") or [])]
-    if not nodes:
-        raise BadRow("empty", "every message of the tree is deleted")
     return nodes
 
 

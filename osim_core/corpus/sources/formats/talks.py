@@ -36,7 +36,7 @@ def empathetic(source: str, records: Iterator[Record], quarantine: Quarantine) -
     for conversation, rows in groupby(records, key=lambda record: record[1]["conv_id"]):
         group = list(rows)
         where = group[0][0]
-        with quarantine.catch(where):
+        with quarantine.catch(where, len(group)):  # a conversation with a hole in it cannot be understood
             group.sort(key=lambda record: _index(record[1]["utterance_idx"]))
             first = group[0][1]
             starter = str(first["speaker_idx"])
