@@ -136,12 +136,11 @@ def launch_forward(query_THD, key_SGD, value_SGD, segments, softmax_scale, confi
     lse_HT = torch.empty(query_THD.shape[1], query_THD.shape[0], dtype=torch.float32, device=query_THD.device)
     plan = _plan(query_THD, key_SGD, segments, config)
     heads = query_THD.shape[1]
-    if len(plan.query_tiles):
-        _forward_kernel[(len(plan.query_tiles) * heads,)](
-            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
-            out_THD, lse_HT, plan.query_tiles, plan.pieces, query_THD.shape[0], segments.window or 0,
-            softmax_scale * math.log2(math.e), **_constants(query_THD, key_SGD, segments, config),
-        )  # fmt: skip
+    _forward_kernel[(len(plan.query_tiles) * heads,)](
+        _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+        out_THD, lse_HT, plan.query_tiles, plan.pieces, query_THD.shape[0], segments.window or 0,
+        softmax_scale * math.log2(math.e), **_constants(query_THD, key_SGD, segments, config),
+    )  # fmt: skip
     return out_THD, lse_HT
 
 
@@ -149,11 +148,10 @@ def launch_row_sums(out_THD, d_out_THD):
     """sum over D of out * d_out, fp32 [H, T]."""
     num_queries, heads, head_dim = out_THD.shape
     sums_HT = torch.empty(heads, num_queries, dtype=torch.float32, device=out_THD.device)
-    if num_queries:
-        _row_sums_kernel[(triton.cdiv(num_queries, ROW_SUMS_BLOCK) * heads,)](
-            out_THD, d_out_THD, sums_HT, num_queries,
-            HEADS=heads, D=head_dim, BLOCK_Q=ROW_SUMS_BLOCK, num_warps=8,
-        )  # fmt: skip
+    _row_sums_kernel[(triton.cdiv(num_queries, ROW_SUMS_BLOCK) * heads,)](
+        out_THD, d_out_THD, sums_HT, num_queries,
+        HEADS=heads, D=head_dim, BLOCK_Q=ROW_SUMS_BLOCK, num_warps=8,
+    )  # fmt: skip
     return sums_HT
 
 
@@ -164,13 +162,12 @@ def launch_query_gradient(
     config = config or _configs(query_THD).query_gradient
     d_query_THD = torch.empty_like(query_THD)
     plan = _plan(query_THD, key_SGD, segments, config)
-    if len(plan.query_tiles):
-        _query_gradient_kernel[(len(plan.query_tiles) * query_THD.shape[1],)](
-            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
-            _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_query_THD, plan.query_tiles, plan.pieces,
-            query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
-            **_constants(query_THD, key_SGD, segments, config),
-        )  # fmt: skip
+    _query_gradient_kernel[(len(plan.query_tiles) * query_THD.shape[1],)](
+        _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+        _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_query_THD, plan.query_tiles, plan.pieces,
+        query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
+        **_constants(query_THD, key_SGD, segments, config),
+    )  # fmt: skip
     return d_query_THD
 
 
@@ -181,13 +178,12 @@ def launch_key_gradient(
     config = config or _configs(query_THD).key_gradient
     d_key_SGD, d_value_SGD = torch.empty_like(key_SGD), torch.empty_like(value_SGD)
     plan = _plan(query_THD, key_SGD, segments, config)
-    if len(plan.key_tiles):
-        _key_gradient_kernel[(len(plan.key_tiles) * key_SGD.shape[1],)](
-            _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
-            _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_key_SGD, d_value_SGD, plan.key_tiles, plan.visits,
-            query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
-            **_constants(query_THD, key_SGD, segments, config),
-        )  # fmt: skip
+    _key_gradient_kernel[(len(plan.key_tiles) * key_SGD.shape[1],)](
+        _rows(query_THD, config.block_q), _rows(key_SGD, config.block_k), _rows(value_SGD, config.block_k),
+        _rows(d_out_THD, config.block_q), lse_HT, sums_HT, d_key_SGD, d_value_SGD, plan.key_tiles, plan.visits,
+        query_THD.shape[0], segments.window or 0, softmax_scale * math.log2(math.e), softmax_scale,
+        **_constants(query_THD, key_SGD, segments, config),
+    )  # fmt: skip
     return d_key_SGD, d_value_SGD
 
 

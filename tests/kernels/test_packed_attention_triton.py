@@ -200,8 +200,7 @@ def test_no_rows(num_queries, num_keys, device):
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("window", [None, 100])
 def test_wide_grid(head_dim, dtype, window, device):
-    check([300, 70, 1, 200, 0, 129], device, heads=4, kv_heads=2, head_dim=head_dim, dtype=dtype, window=window,
-          parents=[-1, 0, 1, 0, -1, 2])  # fmt: skip
+    check([140, 40, 1, 70, 0, 33], device, heads=2, head_dim=head_dim, dtype=dtype, window=window, parents=TREE)
 
 
 # memory
