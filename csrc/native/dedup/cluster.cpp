@@ -141,9 +141,15 @@ class Verifier {
     std::vector<std::uint8_t> buffer_;
 };
 
-// node [N]: the first row of equal exact hash.
-std::vector<std::uint32_t> nodes_of(const ClusterInput& input, Forest& forest, std::int64_t* exact) {
-    std::vector<std::uint32_t> node(input.count);
+struct Nodes {
+    std::vector<std::uint32_t> of_row;  // [N] the first row of equal exact hash
+    std::vector<std::uint32_t> narrow;  // nodes with 16-bit lanes
+};
+
+Nodes nodes_of(const ClusterInput& input, Forest& forest, std::int64_t* exact) {
+    Nodes nodes;
+    auto& node = nodes.of_row;
+    node.resize(input.count);
     for (std::int64_t row = 0; row < input.count; ++row) {
         node[row] = static_cast<std::uint32_t>(row);
     }
@@ -170,23 +176,28 @@ std::vector<std::uint32_t> nodes_of(const ClusterInput& input, Forest& forest, s
                 }
             }
         });
-    return node;
+    for (std::int64_t row = 0; row < input.count; ++row) {
+        if (node[row] == row && has_narrow(input.widths[row])) {
+            nodes.narrow.push_back(static_cast<std::uint32_t>(row));
+        }
+    }
+    return nodes;
 }
 
 // Finds and verifies the edges of bands [begin, end).
 class BandWorker {
   public:
-    BandWorker(const ClusterInput& input, const std::vector<std::uint32_t>& node, Forest& forest, Simd simd)
-        : input_(input), node_(node), forest_(forest), verifier_(*input.texts, input.threshold, simd) {}
+    BandWorker(const ClusterInput& input, const Nodes& nodes, Forest& forest, Simd simd)
+        : input_(input), nodes_(nodes), forest_(forest), verifier_(*input.texts, input.threshold, simd) {}
 
     void narrow_band(int band) {
         const std::uint32_t* keys = input_.band(band, column_);
         buckets_.each(
-            input_.count,
-            [&](std::int64_t row, std::uint32_t* key, std::uint32_t* id) {
-                *key = keys[row];
-                *id = static_cast<std::uint32_t>(row);
-                return has_narrow(input_.widths[row]) && node_[row] == row;
+            static_cast<std::int64_t>(nodes_.narrow.size()),
+            [&](std::int64_t i, std::uint32_t* key, std::uint32_t* id) {
+                *id = nodes_.narrow[i];
+                *key = keys[*id];
+                return true;
             },
             [&](std::span<std::uint32_t> rows) { compare(rows); });
     }
@@ -197,7 +208,7 @@ class BandWorker {
             [&](std::int64_t i, std::uint32_t* key, std::uint32_t* id) {
                 *key = input_.wide[i].keys[band];
                 *id = static_cast<std::uint32_t>(input_.wide[i].row);
-                return node_[*id] == *id;
+                return nodes_.of_row[*id] == *id;
             },
             [&](std::span<std::uint32_t> rows) { compare(rows); });
     }
@@ -213,6 +224,10 @@ class BandWorker {
 
   private:
     void compare(std::span<std::uint32_t> rows) {
+        const std::uint32_t root = forest_.root(rows[0]);
+        if (std::ranges::all_of(rows, [&](std::uint32_t row) { return forest_.root(row) == root; })) {
+            return;  // connected already: nothing to learn, and large clusters meet in every band
+        }
         std::sort(rows.begin(), rows.end(),
                   [&](std::uint32_t a, std::uint32_t b) { return input_.hashes[a] < input_.hashes[b]; });
         for (std::size_t i = 1; i < rows.size(); ++i) {
@@ -243,7 +258,7 @@ class BandWorker {
 
     const ClusterInput& input_;
     const int least_equal_ = least_equal(input_.threshold);
-    const std::vector<std::uint32_t>& node_;
+    const Nodes& nodes_;
     Forest& forest_;
     Verifier verifier_;
     Buckets buckets_;
@@ -314,11 +329,11 @@ ClusterStatistics cluster(const ClusterInput& input, int threads, Simd simd, std
     }
     Forest forest(input.count);
     ClusterStatistics total;
-    const std::vector<std::uint32_t> node = nodes_of(input, forest, &total.exact);
+    const Nodes nodes = nodes_of(input, forest, &total.exact);
     std::vector<Edge> edges;
     std::mutex lock;
     for_each_block(kBands, 1, threads, [&] {
-        return [&, worker = BandWorker(input, node, forest, simd)](std::int64_t begin, std::int64_t) mutable {
+        return [&, worker = BandWorker(input, nodes, forest, simd)](std::int64_t begin, std::int64_t) mutable {
             worker.narrow_band(static_cast<int>(begin));
             worker.wide_band(static_cast<int>(begin));
             const std::scoped_lock hold(lock);
@@ -327,7 +342,7 @@ ClusterStatistics cluster(const ClusterInput& input, int threads, Simd simd, std
     });
     choose_survivors(input, forest, survivor);
     std::sort(edges.begin(), edges.end(), [](const Edge& a, const Edge& b) { return a.pair < b.pair; });
-    measure(input, node, edges, threads, simd, survivor, jaccard);
+    measure(input, nodes.of_row, edges, threads, simd, survivor, jaccard);
     return total;
 }
 

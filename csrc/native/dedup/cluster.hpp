@@ -40,7 +40,7 @@ struct ClusterInput {
 
 struct ClusterStatistics {
     std::int64_t exact = 0;       // texts whose exact hash an earlier text has
-    std::int64_t candidates = 0;  // pairs from buckets, repeats and connected pairs included
+    std::int64_t candidates = 0;  // pairs from buckets that were not all connected, repeats included
     std::int64_t verified = 0;    // exact Jaccard indices computed for them
     std::int64_t accepted = 0;
 };

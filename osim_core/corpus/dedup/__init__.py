@@ -50,7 +50,7 @@ class Statistics:
     """What clustering did; `candidates` and `verified` depend on how threads happened to interleave.
 
     exact       texts whose tokens an earlier text has
-    candidates  pairs that bands nominated, connected ones and repeats included
+    candidates  pairs that bands nominated, repeats included, but for buckets that were connected already
     verified    exact indices computed for them
     accepted    of those, the ones at or above the threshold
     """
