@@ -254,6 +254,11 @@ def test_exactly_one_last_digit_makes_a_card(digits):
     assert sum(luhn(f"{text}{last}") for last in range(10)) == 1
 
 
+@pytest.mark.parametrize("number", ["378282246310005", "6011111111111117", "5555555555554444", "30569309025904"])
+def test_published_test_numbers_of_cards_pass(number):
+    assert luhn(number) and not luhn(f"{number[:-1]}{(int(number[-1]) + 1) % 10}")
+
+
 def test_iban_finds_swapped_characters():
     assert iban_check("GB82 WEST 1234 5698 7654 32") and not iban_check("GB82 WEST 1234 5698 7654 23")
     assert scrub("GB82 WEST 1234 5698 7654 23", Counter()) == "GB82 WEST 1234 5698 7654 23"

@@ -27,8 +27,10 @@ class Toxicity:
 
     def __init__(self, words: Iterable[str] | None = None) -> None:
         entries = packaged_words() if words is None else frozenset(word.casefold() for word in words)
-        self._phrases = {tuple(TOKEN.findall(entry)) for entry in entries} - {()}
-        self._longest = max(map(len, self._phrases), default=0)
+        self._phrases: dict[str, list[list[str]]] = {}  # by their first word
+        for phrase in map(TOKEN.findall, sorted(entries)):
+            if phrase:
+                self._phrases.setdefault(phrase[0], []).append(phrase)
 
     def __call__(self, conversation: Conversation) -> Outcome:
         who = [
@@ -40,12 +42,15 @@ class Toxicity:
 
     def listed(self, text: str) -> int:
         """How many listed words or phrases a text holds, as written or with digits and signs for letters."""
-        tokens = [token.strip("!").casefold() for token in TOKEN.findall(text)]
-        plain = [token.translate(PLAIN) if not token.isdigit() else token for token in tokens]
+        tokens = [token.strip("!") for token in TOKEN.findall(text.casefold())]
+        plain = [token if token.isalpha() or token.isdigit() else token.translate(PLAIN) for token in tokens]
         return sum(
-            any(tuple(form[at : at + size]) in self._phrases for form in (tokens, plain))
+            any(
+                form[at : at + len(phrase)] == phrase
+                for form in (tokens, plain)
+                for phrase in self._phrases.get(form[at], ())
+            )
             for at in range(len(tokens))
-            for size in range(1, min(self._longest, len(tokens) - at) + 1)
         )
 
 
