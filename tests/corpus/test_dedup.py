@@ -175,6 +175,42 @@ def test_null_and_empty_input():
     assert find_duplicates(sliced).survivor.tolist() == [0, 0]
 
 
+ROLE_TAGS = [
+    ("User: hello", "      hello"),
+    ("a\nSpeaker 12: b", "a\n            b"),
+    ("<|im_start|>user\nhi<|im_end|>", " " * 16 + "\nhi<|im_end|>"),
+    ("<|user|> hi", " " * 8 + " hi"),
+    ("assistant:x", " " * 10 + "x"),
+    ("you said: no", "you said: no"),
+    ("user manual: page 1", "user manual: page 1"),
+    ("the user: x", "the user: x"),
+    ("Username: x", "Username: x"),
+    ("system", "system"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "masked"), ROLE_TAGS)
+def test_role_tags_are_blanked_and_nothing_else(text, masked):
+    assert _dedup.mask_roles(text.encode()).decode() == masked
+
+
+def test_shared_prompts_and_role_tags_do_not_make_duplicates(tmp_path):
+    prompt = "System: " + " ".join(f"rule{i}" for i in range(90))
+    said = [" ".join(f"w{i}x{j}" for j in range(12)) for i in range(40)]
+    texts = [f"{prompt}\nUser: {words}" for words in said]
+    texts.append(f"Human: {said[7]}")  # the same words without the prompt, under another role
+    source = write_rows(tmp_path / "in.jsonl", texts)
+    deduplicate(source, tmp_path / "out.parquet", Settings())
+    assert sum(pq.read_table(tmp_path / "out.parquet")["keep"].to_pylist()) == 2
+    deduplicate(source, tmp_path / "out.parquet", Settings(mask_roles=True, mask_prompts=40))
+    assert pq.read_table(tmp_path / "out.parquet")["cluster"].to_pylist() == [*range(40), 7]
+    deduplicate(source, tmp_path / "out.parquet", Settings(mask_prompts=41))
+    assert sum(pq.read_table(tmp_path / "out.parquet")["keep"].to_pylist()) == 2
+    with pytest.raises(ValueError, match="does not go with a store"):
+        deduplicate(source, tmp_path / "out.parquet", Settings(mask_prompts=40, store=tmp_path / "store"))
+
+
 # ---- files
 
 
@@ -217,6 +253,8 @@ def test_a_damaged_or_foreign_store_is_named(corpus, tmp_path):
     (path,) = (tmp_path / "store").iterdir()
     part = store.read_part(path)
     assert part.header["parameters"]["lanes"] == 128 and part.column("signatures").shape == (200, 128)
+    with pytest.raises(ValueError, match="made with .*'mask_roles': False"):
+        deduplicate(source, tmp_path / "again.parquet", Settings(store=tmp_path / "store", mask_roles=True))
     whole = path.read_bytes()
     for at, message in ((part.offset("hashes") + 5, "column hashes is damaged"), (3, "not a signature file")):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

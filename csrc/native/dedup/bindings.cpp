@@ -21,6 +21,7 @@
 
 #include "cluster.hpp"
 #include "jsonl.hpp"
+#include "mask.hpp"
 #include "shingle_set.hpp"
 #include "sketch.hpp"
 #include "stored.hpp"
@@ -190,9 +191,31 @@ auto scan_lines(Input1d<std::uint8_t> chunk, nb::bytes field, std::size_t longes
                            std::move(errors).array(), number);
 }
 
+Mask mask_of(bool roles, const Input1d<std::uint64_t>& prompts) {
+    return {roles, {prompts.data(), prompts.shape(0)}};
+}
+
+// First-line hashes of the JSON strings at these places of a chunk.
+Output1d<std::uint64_t> first_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins,
+                                    Input1d<std::uint32_t> lengths) {
+    Column<std::uint64_t> hashes(begins.shape(0));
+    {
+        nb::gil_scoped_release unlocked;
+        std::vector<std::uint8_t> decoded;
+        for (std::size_t i = 0; i < begins.shape(0); ++i) {
+            decoded.clear();
+            unescape({chunk.data() + begins(i), lengths(i)}, decoded);
+            hashes.data()[i] = first_line_hash(decoded);
+        }
+    }
+    return std::move(hashes).array();
+}
+
 // Sketches of the JSON strings at these places of a chunk, and the bytes of the decoded texts.
 auto sketch_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
-                  double threshold, int threads, bool signatures, bool scalar) {
+                  bool roles, Input1d<std::uint64_t> prompts, double threshold, int threads, bool signatures,
+                  bool scalar) {
+    const Mask mask = mask_of(roles, prompts);
     std::atomic<std::int64_t> bytes{0};
     for (std::size_t i = 0; i < begins.shape(0); ++i) {
         if (begins(i) < 0 || begins(i) + lengths(i) > static_cast<std::int64_t>(chunk.shape(0))) {
@@ -204,6 +227,7 @@ auto sketch_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Inp
             thread_local std::vector<std::uint8_t> decoded;
             decoded.clear();
             unescape({chunk.data() + begins(row), lengths(row)}, decoded);
+            mask.apply(decoded);
             bytes.fetch_add(static_cast<std::int64_t>(decoded.size()), std::memory_order_relaxed);
             return decoded;
         },
@@ -287,11 +311,12 @@ std::vector<Extent> extents_of(const Extents& table) {
 }
 
 auto cluster_stored(Extents sources, Extents parts, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
-                    Input2d<std::uint64_t> hashes, Input1d<std::uint8_t> widths, Input2d<std::uint64_t> digits,
+                    bool roles, Input1d<std::uint64_t> prompts, Input2d<std::uint64_t> hashes, Input1d<std::uint8_t> widths, Input2d<std::uint64_t> digits,
                     Input1d<std::int64_t> wide_rows, Input2d<std::uint32_t> wide_keys,
                     std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar) {
     const auto count = static_cast<std::int64_t>(begins.shape(0));
-    const JsonlTexts texts(extents_of(sources), begins.data(), lengths.data());
+    const JsonlTexts texts(extents_of(sources), begins.data(), lengths.data(),
+                           mask_of(roles, prompts));
     const std::vector<Extent> columns = extents_of(parts);
     return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, count,
                      [&](int band, std::vector<std::uint32_t>& column) {
@@ -359,15 +384,23 @@ NB_MODULE(_dedup, m) {
     m.def("scan", &scan_lines, nb::arg("chunk").noconvert(), nb::arg("field"), nb::arg("longest"), nb::arg("threads"),
           "(lines int64, begins int64, lengths uint32, errors uint8, line count) of a chunk of JSON Lines.");
     m.def("sketch_lines", &sketch_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
-          nb::arg("lengths").noconvert(), nb::arg("threshold"), nb::arg("threads"), nb::arg("signatures"),
-          nb::arg("scalar") = false, "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
+          nb::arg("lengths").noconvert(), nb::arg("mask_roles"), nb::arg("prompts").noconvert(), nb::arg("threshold"),
+          nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false, "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
     m.def("cluster_stored", &cluster_stored, nb::arg("sources").noconvert(), nb::arg("parts").noconvert(),
-          nb::arg("begins").noconvert(), nb::arg("lengths").noconvert(), nb::arg("hashes").noconvert(),
-          nb::arg("widths").noconvert(), nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(),
+          nb::arg("begins").noconvert(), nb::arg("lengths").noconvert(), nb::arg("mask_roles"),
+          nb::arg("prompts").noconvert(), nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(),
           nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(), nb::arg("threshold"),
           nb::arg("threads"), nb::arg("scalar") = false,
           "`cluster` with texts and band keys on disk; sources and parts are int64 [F, 3]: first row, offset, file "
           "descriptor.");
+    m.def("first_lines", &first_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
+          nb::arg("lengths").noconvert(),
+          "Hash of each JSON string's first line, uint64; 0 where it is short or nothing follows.");
+    m.def("mask_roles", [](nb::bytes text) {
+        std::vector<std::uint8_t> masked(text_of(text).begin(), text_of(text).end());
+        Mask{.roles = true, .prompts = {}}.apply(masked);
+        return nb::bytes(masked.data(), masked.size());
+    }, nb::arg("text"), "The text with role tags at line starts blanked.");
     m.def("tokens", &token_hashes, nb::arg("text"), nb::arg("scalar") = false, "Token hashes of UTF-8, uint64.");
     m.def("shingles", &shingle_hashes, nb::arg("text"), nb::arg("scalar") = false,
           "Hashes of all runs of five tokens, uint32 [S], repeats included.");

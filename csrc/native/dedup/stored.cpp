@@ -40,6 +40,7 @@ Text JsonlTexts::read(std::int64_t row, std::vector<std::uint8_t>& buffer) const
     read_fully((next - 1)->descriptor, raw.data(), raw.size(), begins_[row]);
     buffer.clear();
     unescape(raw, buffer);
+    mask_.apply(buffer);
     return buffer;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cluster.hpp"
+#include "mask.hpp"
 
 namespace osim::dedup {
 
@@ -19,8 +20,9 @@ struct Extent {
 // Text `row` is the JSON string (without quotes) at begins[row], lengths[row] bytes long, of its extent's file.
 class JsonlTexts : public Texts {
   public:
-    JsonlTexts(std::vector<Extent> sources, const std::int64_t* begins, const std::uint32_t* lengths)
-        : sources_(std::move(sources)), begins_(begins), lengths_(lengths) {}
+    JsonlTexts(std::vector<Extent> sources, const std::int64_t* begins, const std::uint32_t* lengths,
+               Mask mask)
+        : sources_(std::move(sources)), begins_(begins), lengths_(lengths), mask_(mask) {}
 
     Text read(std::int64_t row, std::vector<std::uint8_t>& buffer) const override;
 
@@ -28,6 +30,7 @@ class JsonlTexts : public Texts {
     std::vector<Extent> sources_;
     const std::int64_t* begins_;
     const std::uint32_t* lengths_;
+    Mask mask_;
 };
 
 // Key column of one band, gathered from all parts; a part's column is [B, its rows], band-major.

@@ -18,6 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threshold", type=float, default=0.8, help="Jaccard index of a duplicate, at least 0.7")
     parser.add_argument("--bad-rows", choices=("stop", "quarantine"), default="stop")
     parser.add_argument("--longest-row", type=int, default=LONGEST_ROW, help="bytes of a line")
+    parser.add_argument("--mask-roles", action="store_true", help="compare without role tags at line starts")
+    parser.add_argument(
+        "--mask-prompts", type=int, default=0, metavar="ROWS", help="and without first lines that so many rows share"
+    )
     parser.add_argument("--store", type=Path, default=None, help="folder of signatures to compare with and add to")
     arguments = vars(parser.parse_args(argv))
     source, out = arguments.pop("source"), arguments.pop("out")

@@ -30,6 +30,7 @@ from osim_core.corpus.durable import DurableFile, write_durably
 
 CHUNK_BYTES = 64 << 20
 LONGEST_ROW = 16 << 20
+NO_PROMPTS = np.zeros(0, np.uint64)
 REASONS = (
     "",
     "not valid UTF-8",
@@ -45,13 +46,17 @@ REASONS = (
 @dataclass(frozen=True)
 class Settings:
     """text_field: top-level string to compare. bad_rows: stop at the first bad row, or list them beside the output
-    and go on. longest_row: bytes of a line, up to 1 GiB. store: folder to keep signatures in, or None."""
+    and go on. longest_row: bytes of a line, up to 1 GiB. mask_roles: compare without role tags at line starts (`User:`,
+    `Speaker 2:`, `<|im_start|>user`). mask_prompts: compare without a first line that at least so many rows share, if
+    it is not 0; what is shared depends on all rows, so not with a store. store: folder to keep signatures in."""
 
     text_field: str = "text"
     threshold: float = THRESHOLD
     threads: int = 1
     bad_rows: Literal["stop", "quarantine"] = "stop"
     longest_row: int = LONGEST_ROW
+    mask_roles: bool = False
+    mask_prompts: int = 0
     store: Path | None = None
 
 
@@ -74,6 +79,10 @@ def deduplicate(source: Path, out: Path, settings: Settings) -> dict:
     check_settings(settings.threshold, settings.threads)
     if not source.is_file():
         raise ValueError(f"{source}: no such file")
+    if not 0 < settings.longest_row <= 1 << 30:
+        raise ValueError(f"dedup: longest_row {settings.longest_row} is not in [1, 2^30]")
+    if settings.mask_prompts and settings.store is not None:
+        raise ValueError("dedup: mask_prompts does not go with a store: what is shared depends on all rows")
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.ExitStack() as stack:
         if settings.store is None:
@@ -81,11 +90,14 @@ def deduplicate(source: Path, out: Path, settings: Settings) -> dict:
         else:
             folder = settings.store
             folder.mkdir(parents=True, exist_ok=True)
-        files = _known_files(folder)
+        files = _known_files(folder, settings)
         name = str(source.resolve())
         if name not in files:
-            files[name] = _sketch_file(source, folder, len(files), settings)
-        survivor, jaccard, rows_before = _cluster(files, name, settings)
+            prompts = _shared_first_lines(source, settings)
+            files[name] = _sketch_file(source, folder, len(files), prompts, settings)
+        else:
+            prompts = NO_PROMPTS  # a stored file
+        survivor, jaccard, rows_before = _cluster(files, name, prompts, settings)
         parts = files[name]
         bad = [Bad(**entry) for entry in parts[-1].header["source"]["bad"]]
         _write(out, parts, survivor, jaccard, rows_before, bad)
@@ -126,7 +138,22 @@ def _chunks(path: Path, longest: int) -> Iterator[tuple[int, np.ndarray, int]]:
             yield offset, np.frombuffer(carried, np.uint8), 0
 
 
-def _sketch_file(source: Path, folder: Path, number: int, settings: Settings) -> list[Part]:
+def _shared_first_lines(source: Path, settings: Settings) -> np.ndarray:
+    """Hashes of the first lines that at least mask_prompts rows share, ascending; reads the file once."""
+    if not settings.mask_prompts:
+        return NO_PROMPTS
+    hashes = [NO_PROMPTS]
+    for _, chunk, _ in _chunks(source, settings.longest_row):
+        _, begins, lengths, errors, _ = _dedup.scan(
+            chunk, settings.text_field.encode(), settings.longest_row, settings.threads
+        )
+        good = np.flatnonzero(errors == 0)
+        hashes.append(_dedup.first_lines(chunk, begins[good], lengths[good]))
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    return values[(counts >= settings.mask_prompts) & (values != 0)]
+
+
+def _sketch_file(source: Path, folder: Path, number: int, prompts: np.ndarray, settings: Settings) -> list[Part]:
     """Read and sketch the file; the last part says that it is the last and lists the bad rows."""
     parts: list[Part] = []
     bad: list[Bad] = []
@@ -152,10 +179,17 @@ def _sketch_file(source: Path, folder: Path, number: int, settings: Settings) ->
             good = np.flatnonzero(errors == 0)
             begins, lengths = begins[good], lengths[good]
             columns, text_bytes = _dedup.sketch_lines(
-                chunk, begins, lengths, settings.threshold, settings.threads, signatures=settings.store is not None
+                chunk,
+                begins,
+                lengths,
+                settings.mask_roles,
+                prompts,
+                settings.threshold,
+                settings.threads,
+                signatures=settings.store is not None,
             )
             if pending:
-                parts.append(_write_part(folder, source, number, len(parts), *pending))
+                parts.append(_write_part(folder, source, number, len(parts), *pending, settings))
             pending = (Sketches(*columns), rows + good, begins + offset, lengths, text_bytes)
         rows, lines = rows + len(errors), lines + count
     if source.stat().st_size != size:
@@ -163,11 +197,18 @@ def _sketch_file(source: Path, folder: Path, number: int, settings: Settings) ->
     if pending is None:
         empty = np.zeros(0, np.int64)
         columns, _ = _dedup.sketch_lines(
-            np.zeros(0, np.uint8), empty, empty.astype(np.uint32), settings.threshold, 1, signatures=False
+            np.zeros(0, np.uint8),
+            empty,
+            empty.astype(np.uint32),
+            False,
+            NO_PROMPTS,
+            settings.threshold,
+            1,
+            signatures=settings.store is not None,
         )
         pending = (Sketches(*columns), empty, empty, empty.astype(np.uint32), 0)
     last = {"rows": rows, "size": size, "bad": [{"row": b.row, "line": b.line, "reason": b.reason} for b in bad]}
-    return [*parts, _write_part(folder, source, number, len(parts), *pending, last=last)]
+    return [*parts, _write_part(folder, source, number, len(parts), *pending, settings, last=last)]
 
 
 def _write_part(
@@ -180,19 +221,28 @@ def _write_part(
     begins: np.ndarray,
     lengths: np.ndarray,
     text_bytes: int,
+    settings: Settings,
     last: dict | None = None,
 ) -> Part:
     columns = {"lines": rows.astype(np.int64), "begins": begins, "lengths": lengths}
     columns |= {name: getattr(sketches, name) for name in Sketches.__slots__}
     about = {"path": str(source.resolve()), "part": part, "text_bytes": text_bytes, "last": last is not None}
+    about["settings"] = _about_texts(settings)
     return write_part(folder / f"{number:05}-{part:05}.signatures", about | (last or {}), columns)
 
 
-def _known_files(folder: Path) -> dict[str, list[Part]]:
+def _about_texts(settings: Settings) -> dict:
+    """What a sketch depends on besides the text."""
+    return {"field": settings.text_field, "threshold": settings.threshold, "mask_roles": settings.mask_roles}
+
+
+def _known_files(folder: Path, settings: Settings) -> dict[str, list[Part]]:
     """Source path -> its parts, in the order in which the sources came. An unfinished source is forgotten."""
     files: dict[str, list[Part]] = {}
     for path in sorted(folder.glob("*.signatures")):
         part = read_part(path)
+        if part.header["source"]["settings"] != _about_texts(settings):
+            raise ValueError(f"{path}: made with {part.header['source']['settings']}, not {_about_texts(settings)}")
         files.setdefault(part.header["source"]["path"], []).append(part)
     for name, parts in list(files.items()):
         about = parts[-1].header["source"]
@@ -205,7 +255,9 @@ def _known_files(folder: Path) -> dict[str, list[Part]]:
     return files
 
 
-def _cluster(files: dict[str, list[Part]], name: str, settings: Settings) -> tuple[np.ndarray, np.ndarray, int]:
+def _cluster(
+    files: dict[str, list[Part]], name: str, prompts: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, int]:
     """(survivor [L], jaccard [L], first row of this file) after clustering every part of every file."""
     parts = [part for group in files.values() for part in group]
     total = sum(part.rows for part in parts)
@@ -236,6 +288,8 @@ def _cluster(files: dict[str, list[Part]], name: str, settings: Settings) -> tup
             np.array(key_parts, np.int64),
             columns["begins"],
             columns["lengths"],
+            settings.mask_roles,
+            prompts,
             columns["hashes"],
             columns["widths"],
             columns["digits"],
