@@ -196,7 +196,7 @@ def test_role_tags_are_blanked_and_nothing_else(text, masked):
 
 
 def test_shared_prompts_and_role_tags_do_not_make_duplicates(tmp_path):
-    prompt = "System: " + " ".join(f"rule{i}" for i in range(90))
+    prompt = "System: " + " ".join(f"rule{i}" for i in range(150))
     said = [" ".join(f"w{i}x{j}" for j in range(12)) for i in range(40)]
     texts = [f"{prompt}\nUser: {words}" for words in said]
     texts.append(f"Human: {said[7]}")  # the same words without the prompt, under another role
@@ -253,7 +253,7 @@ def test_a_damaged_or_foreign_store_is_named(corpus, tmp_path):
     (path,) = (tmp_path / "store").iterdir()
     part = store.read_part(path)
     assert part.header["parameters"]["lanes"] == 128 and part.column("signatures").shape == (200, 128)
-    with pytest.raises(ValueError, match="made with .*'mask_roles': False"):
+    with pytest.raises(ValueError, match=r"made with .*'mask_roles': False"):
         deduplicate(source, tmp_path / "again.parquet", Settings(store=tmp_path / "store", mask_roles=True))
     whole = path.read_bytes()
     for at, message in ((part.offset("hashes") + 5, "column hashes is damaged"), (3, "not a signature file")):
