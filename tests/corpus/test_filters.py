@@ -278,6 +278,7 @@ def test_toxicity_labels_who_swears_and_keeps_everything():
     assert label(chat("U:darn", "A:darn")).labels == {"toxicity": "both"}
     assert label(chat("U:darning socks", "A:holy smoke, a cow")).labels == {"toxicity": "none"}
     assert label.listed("darn darn holy cow") == 3
+    assert Toxicity(["b4d"]).listed("b4d bad") == 1  # an entry that is itself written with a digit
     assert not label(chat("A:darn")).dropped
 
 

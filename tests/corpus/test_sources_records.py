@@ -136,7 +136,8 @@ def test_a_json_list_is_read_until_it_breaks(tmp_path):
     assert quarantine.counts == {"not JSON": 1} and quarantine.examples[0]["row"] == 2
 
 
-def test_a_break_in_a_long_list_is_named_where_it_is_and_not_after_16_mb(tmp_path):
+def test_a_break_in_a_long_list_is_named_where_it_is_and_not_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MAX_ROW_BYTES", 2**16)  # less than what follows the break
     path = tmp_path / "rows.json"
     path.write_text("[" + '{"a": 1}, ' * 20000 + '{"a": ?}' + ', {"a": 1}' * 20000 + "]")
     rows, quarantine = read(path, "a")
