@@ -304,12 +304,17 @@ _ALL = (
 REGISTRY: dict[str, Source] = {source.name: source for source in _ALL}
 
 
+def refuse(name: str) -> None:
+    """Raises ValueError, in one line, if `name` is a source that may not be trained on."""
+    plain = name.lower().replace("-", "_").split("/")[-1]
+    for refused, reason in REFUSED.items():
+        if plain.startswith(refused):
+            raise ValueError(f"source {name!r} is refused: {reason}")
+
+
 def find(name: str) -> Source:
     """The source called `name`. Raises ValueError, in one line, for a refused or an unknown source."""
-    plain = name.lower().replace("-", "_")
-    for refused, reason in REFUSED.items():
-        if plain.split("/")[-1].startswith(refused):
-            raise ValueError(f"source {name!r} is refused: {reason}")
+    refuse(name)
     if name not in REGISTRY:
         raise ValueError(
             f"no source {name!r}; registry.py lists {len(REGISTRY)}, such as {', '.join(list(REGISTRY)[:5])}"

@@ -91,6 +91,7 @@ BAD_ROWS = {
         "data_source must be the name of the row's source, got null",
     ),
     "unknown source": (row(data_source="mine"), r"data_source 'mine' has no declared roles.*keep.*swap"),
+    "a source that forbids training": (row(data_source="tau-usi"), r"source 'tau-usi' is refused: .*CC BY-NC 4\.0"),
     "nothing trained": (said("assistant", "hi"), "nothing to train.*'swap'.*'wildchat'"),
     "group of lists": (row(group=[1]), "group must be a string or an integer, got list"),
     "half a character": (

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from osim_core.corpus.conversation import Conversation, Message
+from osim_core.corpus.registry import refuse
 from osim_core.corpus.roles import TRANSFORMS, RoleTable
 
 ROLE_NAMES = ("system", "user", "assistant", "tool")
@@ -122,6 +123,10 @@ def _source(where: str, row: dict[str, Any]) -> str:
     source = row.get("data_source")
     if not isinstance(source, str) or not source:
         raise ValueError(f"{where}: data_source must be the name of the row's source, got {_kind(source)}")
+    try:
+        refuse(source)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return source
 
 
