@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling, divergence_of
 from osim_kernels.fused_linear_logprob import TMA_BYTES
+from osim_kernels.fused_linear_logprob.rows import ActiveRows
 from osim_kernels.registry import Implementation, Op, anywhere
 
 __all__ = ["fused_linear_kl", "fused_linear_kl_top_k"]
@@ -39,6 +40,12 @@ def _load_reference():
     from osim_kernels.fused_linear_kl.reference import fused_linear_kl_reference
 
     return fused_linear_kl_reference
+
+
+def _load_triton_top_k():
+    from osim_kernels.fused_linear_kl.top_k_triton import bucket_logprobs_triton
+
+    return bucket_logprobs_triton
 
 
 def _load_chunked_top_k():
@@ -77,6 +84,7 @@ _op = Op(
 )
 _top_k_op = Op(
     "fused_linear_kl_top_k",
+    Implementation(name="triton", load=_load_triton_top_k, refuses=_triton_refuses),
     Implementation(name="chunked", load=_load_chunked_top_k, refuses=anywhere),
     Implementation(name="reference", load=_load_reference_top_k, refuses=_reference_refuses),
 )
@@ -91,6 +99,7 @@ def fused_linear_kl(
     divergence: Literal["forward", "reverse", "jsd"] = "forward",
     beta: float = 0.5,
     weights_T: torch.Tensor | None = None,
+    active_rows: int | None = None,
     tensor_parallel_group: dist.ProcessGroup | None = None,
     vocab_start: int = 0,
     vocab_size: int | None = None,
@@ -110,7 +119,9 @@ def fused_linear_kl(
     teacher_hidden_TE, teacher_weight_UE   the teacher's, of one dtype; constants. Both heads share one vocabulary;
                            without a group they may be padded differently, with one their shards must match
     weights_T              bool or float [T]; rows where it is 0 give 0, pass no gradient and cost no matmul, and may
-                           hold NaN. None means every row. Finding the rows synchronises a GPU once per call
+                           hold NaN. None means every row
+    active_rows            how many weights are not 0, if the host knows: without it, counting them synchronises a GPU
+                           once per call. A wrong number makes every result NaN on a GPU
     tensor_parallel_group  the ranks that share the vocabulary, or None for one rank holding all of it
     vocab_start            id of this rank's first row
     vocab_size             real size of the vocabulary; rows beyond it are padding of probability 0. None: no padding
@@ -121,8 +132,8 @@ def fused_linear_kl(
     the head's is complete for this rank's rows, the hidden states' is this rank's PARTIAL sum, as in
     fused_linear_logprob. Differentiable once.
 
-    Raises ValueError for an unknown divergence, a beta outside (0, 1), a temperature or cap that is not above 0, and
-    operands that do not fit together.
+    Raises ValueError for an unknown divergence, a beta outside (0, 1), a temperature or cap that is not above 0, a
+    wrong `active_rows` (its count is checked on the CPU), and operands that do not fit together.
     """
     _fit("student", student_hidden_TD, student_weight_VD)
     _fit("teacher", teacher_hidden_TE, teacher_weight_UE)
@@ -145,11 +156,11 @@ def fused_linear_kl(
         teacher_dtype=teacher_hidden_TE.dtype,
         hidden_sizes=(student_hidden_TD.shape[1], teacher_hidden_TE.shape[1]),
     )
-    rows_N = _active_rows(weights_T, student_hidden_TD)
+    active = _active(weights_T, active_rows, student_hidden_TD)
     kl_N = compute(
-        _rows(student_hidden_TD, rows_N),
+        active.select(student_hidden_TD),
         student_weight_VD,
-        _rows(teacher_hidden_TE.detach(), rows_N),
+        active.select(teacher_hidden_TE.detach()),
         teacher_weight_UE.detach(),
         real_rows=real_rows,
         group=group,
@@ -157,7 +168,7 @@ def fused_linear_kl(
         student=scalings[0],
         teacher=scalings[1],
     )
-    return _scattered(kl_N, rows_N, student_hidden_TD.shape[0])
+    return active.put_back(kl_N)
 
 
 def fused_linear_kl_top_k(
@@ -169,6 +180,7 @@ def fused_linear_kl_top_k(
     divergence: Literal["forward", "reverse", "jsd"] = "forward",
     beta: float = 0.5,
     weights_T: torch.Tensor | None = None,
+    active_rows: int | None = None,
     tensor_parallel_group: dist.ProcessGroup | None = None,
     vocab_start: int = 0,
     vocab_size: int | None = None,
@@ -198,9 +210,14 @@ def fused_linear_kl_top_k(
         raise ValueError(f"ids must be int64 with at least one column, got {ids_TK.dtype} {list(ids_TK.shape)}")
     chosen, scaling = Divergence(divergence, beta), Scaling(student_temperature, student_softcap)
     group, real_rows = _vocabulary(student_weight_VD, tensor_parallel_group, vocab_start, vocab_size)
-    compute = _top_k_op.select(student_hidden_TD.device, student_hidden_TD.dtype, vocab_parallel=group is not None)
-    rows_N = _active_rows(weights_T, student_hidden_TD)
-    hidden_ND, ids_NK, log_p_NK = (_rows(x, rows_N) for x in (student_hidden_TD, ids_TK, logprobs_TK.detach()))
+    compute = _top_k_op.select(
+        student_hidden_TD.device,
+        student_hidden_TD.dtype,
+        vocab_parallel=group is not None,
+        hidden_sizes=student_hidden_TD.shape[1:],
+    )
+    active = _active(weights_T, active_rows, student_hidden_TD)
+    hidden_ND, ids_NK, log_p_NK = (active.select(x) for x in (student_hidden_TD, ids_TK, logprobs_TK.detach()))
     known_NK = ids_NK >= 0
     log_p_NK = log_p_NK.to(torch.promote_types(hidden_ND.dtype, torch.float32)).masked_fill(~known_NK, -torch.inf)
     mass_N1 = log_p_NK.exp().sum(dim=1, keepdim=True)
@@ -215,7 +232,7 @@ def fused_linear_kl_top_k(
         log_q_NL = torch.where(tail_L, log_q_NL.clamp(min=TAIL_FLOOR), log_q_NL)
     elif chosen.kind == "reverse":
         log_p_NL = torch.where(tail_L, log_p_NL.clamp(min=TAIL_FLOOR), log_p_NL)
-    return _scattered(divergence_of(chosen, log_p_NL, log_q_NL), rows_N, student_hidden_TD.shape[0])
+    return active.put_back(divergence_of(chosen, log_p_NL, log_q_NL))
 
 
 def _fit(whose: str, hidden, weight) -> None:
@@ -247,19 +264,7 @@ def _check_stored(ids_NK, mass_N1, vocab_size: int | None) -> None:
         raise ValueError(f"stored log-probs of one token sum to a mass of {mass_N1.max():.3f}; are they normalised?")
 
 
-def _active_rows(weights_T, hidden_TD):
-    """Indices of the rows of non-zero weight, or None for all of them."""
-    if weights_T is None:
-        return None
-    if weights_T.shape != hidden_TD.shape[:1]:
+def _active(weights_T, active_rows: int | None, hidden_TD) -> ActiveRows:
+    if weights_T is not None and weights_T.shape != hidden_TD.shape[:1]:
         raise ValueError(f"weights_T is {list(weights_T.shape)}, there are {hidden_TD.shape[0]} rows")
-    rows_N = weights_T.nonzero()[:, 0]
-    return None if rows_N.numel() == hidden_TD.shape[0] else rows_N
-
-
-def _rows(x: torch.Tensor, rows_N) -> torch.Tensor:
-    return x if rows_N is None else x.index_select(0, rows_N)
-
-
-def _scattered(values_N, rows_N, num_tokens: int) -> torch.Tensor:
-    return values_N if rows_N is None else values_N.new_zeros(num_tokens).index_copy(0, rows_N, values_N)
+    return ActiveRows.of(weights_T, active_rows, hidden_TD.shape[0])

@@ -2,12 +2,13 @@
 
 import torch
 
+from osim_kernels.fused_linear_kl import top_k_triton
 from osim_kernels.fused_linear_kl import triton as ours
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling
 from osim_kernels.proof import Case, Expect
 from osim_kernels.proof.hopper import DEVICE
 
-ROWS, STUDENT, TEACHER, VOCABULARY = 4096, 2048, 4096, 32768
+ROWS, STUDENT, TEACHER, VOCABULARY, STORED = 4096, 2048, 4096, 32768, 64
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 PLAIN, CAPPED = Scaling(1.0, None), Scaling(0.7, 30.0)
 
@@ -48,10 +49,35 @@ def _case(dtype, kind, note="", *, student=PLAIN, teacher=PLAIN, slow=False, con
     )
 
 
+def _top_k_case(dtype, student=PLAIN, *, slow=False) -> Case:
+    def launch():
+        hidden_ND, head_VD = (
+            torch.empty(length, STUDENT, dtype=dtype, device=DEVICE, requires_grad=True)
+            for length in (ROWS, VOCABULARY)
+        )
+        ids_NK = torch.empty(ROWS, STORED, dtype=torch.int64, device=DEVICE)
+        logprobs_NL = top_k_triton.bucket_logprobs_triton(
+            hidden_ND, head_VD, ids_NK, real_rows=VOCABULARY, group=None, student=student
+        )
+        logprobs_NL.sum().backward()
+
+    product = Expect(wgmma=dtype != torch.float32, async_copy=True)
+    return Case(
+        name=f"{NAMES[dtype]} top-k{'' if student is PLAIN else ' softcap'}",
+        launch=launch,
+        # the ids' entries lie scattered over their rows: no access of _place_kernel can be wide
+        expect={"_buckets_kernel": product, "_tail_dlogits_kernel": product, "_place_kernel": Expect()},
+        slow=slow,
+    )
+
+
 KINDS = ("forward", "reverse", "jsd")
 CASES = (
     *(_case(dtype, kind, slow=dtype == torch.float16) for dtype in NAMES for kind in KINDS),
     _case(torch.bfloat16, "jsd", " softcaps", student=CAPPED, teacher=CAPPED),
+    *(_top_k_case(dtype, slow=dtype == torch.float16) for dtype in NAMES),
+    _top_k_case(torch.bfloat16, CAPPED),
+    *(_top_k_case(dtype, CAPPED, slow=True) for dtype in NAMES if dtype != torch.bfloat16),
     *(
         _case(dtype, kind, " softcaps", student=CAPPED, teacher=CAPPED, slow=True)
         for dtype in NAMES

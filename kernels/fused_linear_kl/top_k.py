@@ -35,17 +35,7 @@ class _BucketLogprobs(torch.autograd.Function):
             decayed_B = tail_2N[1, rows] * (tail_2N[0, rows] - maximum_B).exp()
             tail_2N[1, rows] = decayed_B + logits_BC.sub_(maximum_B[:, None]).exp_().sum(dim=1)
             tail_2N[0, rows] = maximum_B
-        if group is not None:
-            tails_W2N = chunked.over_ranks(tail_2N, group)
-            maximum_N = tails_W2N[:, 0].amax(dim=0)
-            sum_N = (tails_W2N[:, 1] * (tails_W2N[:, 0] - maximum_N).exp()).sum(dim=0)
-            tail_2N = torch.stack((maximum_N, sum_N))
-            picked_NK = chunked.over_ranks(picked_NK, group).amax(dim=0)  # finite at the owner alone
-        top_N = torch.maximum(tail_2N[0], picked_NK.amax(dim=1))
-        picked_NK.sub_(top_N[:, None])
-        tail_N = tail_2N[0] - top_N + tail_2N[1].log()
-        log_sum_N = torch.cat((picked_NK, tail_N[:, None]), dim=1).logsumexp(dim=1)
-        logprobs_NL = torch.cat((picked_NK, tail_N[:, None]), dim=1) - log_sum_N[:, None]
+        logprobs_NL, top_N, log_sum_N = normalised(picked_NK, tail_2N, group)
         ctx.save_for_backward(hidden_ND, weight_VD, ids_NK, top_N, log_sum_N, logprobs_NL)
         ctx.settings = real_rows, student
         return logprobs_NL
@@ -56,10 +46,8 @@ class _BucketLogprobs(torch.autograd.Function):
         hidden_ND, weight_VD, ids_NK, top_N, log_sum_N, logprobs_NL = ctx.saved_tensors
         real_rows, student = ctx.settings
         gradients = chunked.Gradients(hidden_ND, weight_VD, *ctx.needs_input_grad[:2], log_sum_N.dtype)
-        grad_NL = grad_NL.masked_fill(logprobs_NL == -torch.inf, 0.0) / student.temperature  # empty buckets
-        all_N1 = grad_NL.sum(dim=1, keepdim=True)
-        ids_grad_NK = grad_NL[:, :-1] - all_N1 * logprobs_NL[:, :-1].exp()
-        tail_N1, tail_grad_N1 = logprobs_NL[:, -1:].clamp(min=LOWEST), grad_NL[:, -1:]
+        ids_grad_NK, tail_grad_N1, all_N1 = bucket_slopes(grad_NL, logprobs_NL, student.temperature)
+        tail_N1 = logprobs_NL[:, -1:].clamp(min=LOWEST)
         for rows, columns, logits_BC in _tiles(hidden_ND, weight_VD, real_rows, student):
             cap_slope_BC = chunked.softcap_slope(logits_BC, student)
             log_q_BC = logits_BC.sub_(top_N[rows, None]).sub_(log_sum_N[rows, None])
@@ -71,6 +59,33 @@ class _BucketLogprobs(torch.autograd.Function):
                 slope_BC.mul_(cap_slope_BC)
             gradients.add(rows, columns, slope_BC)
         return *gradients.finished(), None, None, None, None
+
+
+def joined(tails_W2N: torch.Tensor) -> torch.Tensor:
+    """[2, N] maximum and sum of exp(z - maximum) over the union of the W parts' columns."""
+    maximum_N = tails_W2N[:, 0].amax(dim=0)
+    return torch.stack((maximum_N, (tails_W2N[:, 1] * (tails_W2N[:, 0] - maximum_N).exp()).sum(dim=0)))
+
+
+def normalised(picked_NK, tail_2N, group):
+    """(log-probs [N, L], top logit [N], log of the sum of exp(z - top) [N]) from this rank's picked logits, -inf where
+    another rank holds the id, and its tail."""
+    tail_2N = joined(chunked.over_ranks(tail_2N, group))
+    picked_NK = chunked.over_ranks(picked_NK, group).amax(dim=0)  # finite at the owner alone
+    top_N = torch.maximum(tail_2N[0], picked_NK.amax(dim=1))
+    tail_N = tail_2N[0] - top_N + tail_2N[1].log()
+    shifted_NL = torch.cat((picked_NK - top_N[:, None], tail_N[:, None]), dim=1)
+    log_sum_N = shifted_NL.logsumexp(dim=1)
+    return shifted_NL - log_sum_N[:, None], top_N, log_sum_N
+
+
+def bucket_slopes(grad_NL, logprobs_NL, temperature: float):
+    """What makes d loss / d logit before the soft cap: at the ids [N, K] itself; elsewhere q_j / q_tail times the
+    second result [N, 1] minus q_j times the third [N, 1]."""
+    grad_NL = grad_NL.masked_fill(logprobs_NL == -torch.inf, 0.0) / temperature  # empty buckets
+    all_N1 = grad_NL.sum(dim=1, keepdim=True)
+    ids_grad_NK = grad_NL[:, :-1] - all_N1 * logprobs_NL[:, :-1].exp()
+    return ids_grad_NK, grad_NL[:, -1:], all_N1
 
 
 def _tiles(hidden_ND, weight_VD, real_rows, student: Scaling):

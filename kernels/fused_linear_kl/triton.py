@@ -103,17 +103,17 @@ def local_statistics(lead, other) -> torch.Tensor:
     if num_rows == 0 or num_columns == 0:
         return no_statistics(num_rows, lead[0])
     config = CONFIGS[lead[0].element_size(), False]
-    parts, blocks_per_part = _parts(num_rows, num_columns, config)
+    parts, blocks_per_part = parts_of(num_rows, num_columns, config)
     parts_P5N = lead[0].new_empty(parts, 5, num_rows, dtype=torch.float32)
     _statistics_kernel[(triton.cdiv(num_rows, config.tokens) * parts,)](
-        *_head(*lead, config),
-        *_head(*other, config),
+        *head_arguments(*lead, config),
+        *head_arguments(*other, config),
         parts_P5N,
         num_rows,
         num_columns,
         parts,
         blocks_per_part,
-        **_meta(config, lead[0].dtype),
+        **static_arguments(config, lead[0].dtype),
     )
     return merge(parts_P5N)
 
@@ -124,11 +124,11 @@ def local_mixture(student, teacher, norms_4N, beta: float) -> torch.Tensor:
     if num_rows == 0 or num_columns == 0:
         return torch.zeros_like(norms_4N[:2])
     config = CONFIGS[student[0].element_size(), True]
-    parts, blocks_per_part = _parts(num_rows, num_columns, config)
+    parts, blocks_per_part = parts_of(num_rows, num_columns, config)
     parts_P2N = student[0].new_empty(parts, 2, num_rows, dtype=torch.float32)
     _mixture_kernel[(triton.cdiv(num_rows, config.tokens) * parts,)](
-        *_head(*student, config),
-        *_head(*teacher, config),
+        *head_arguments(*student, config),
+        *head_arguments(*teacher, config),
         *norms_4N,
         parts_P2N,
         num_rows,
@@ -137,7 +137,7 @@ def local_mixture(student, teacher, norms_4N, beta: float) -> torch.Tensor:
         blocks_per_part,
         math.log(beta),
         math.log1p(-beta),
-        **_meta(config, student[0].dtype),
+        **static_arguments(config, student[0].dtype),
     )
     return parts_P2N.sum(dim=0)
 
@@ -151,8 +151,8 @@ def launch_dlogits(dlogits_RC, student, teacher, rows, divergence: Divergence) -
     row_tiles, column_tiles = triton.cdiv(num_rows, config.tokens), triton.cdiv(num_columns, config.columns)
     beta = divergence.beta if divergence.kind == "jsd" else 0.5
     _dlogits_kernel[(row_tiles * column_tiles,)](
-        *_head(*student, config),
-        *_head(*teacher, config),
+        *head_arguments(*student, config),
+        *head_arguments(*teacher, config),
         *rows,
         row_descriptor(dlogits_RC, config.tokens, config.columns),
         num_rows,
@@ -161,11 +161,11 @@ def launch_dlogits(dlogits_RC, student, teacher, rows, divergence: Divergence) -
         math.log1p(-beta),
         1.0 - beta,
         KIND=divergence.kind,
-        **_meta(config, dlogits_RC.dtype),
+        **static_arguments(config, dlogits_RC.dtype),
     )
 
 
-def _head(hidden, weight, scaling: Scaling, config: Config):
+def head_arguments(hidden, weight, scaling: Scaling, config: Config):
     """A head's five kernel arguments."""
     return (
         row_descriptor(hidden, config.tokens, config.depth),
@@ -176,7 +176,7 @@ def _head(hidden, weight, scaling: Scaling, config: Config):
     )
 
 
-def _meta(config: Config, dtype: torch.dtype) -> dict:
+def static_arguments(config: Config, dtype: torch.dtype) -> dict:
     return {
         "BLOCK_N": config.tokens,
         "BLOCK_C": config.columns,
@@ -187,7 +187,7 @@ def _meta(config: Config, dtype: torch.dtype) -> dict:
     }
 
 
-def _parts(num_rows: int, num_columns: int, config: Config) -> tuple[int, int]:
+def parts_of(num_rows: int, num_columns: int, config: Config) -> tuple[int, int]:
     """(parts of the vocabulary, column blocks in each): enough programs to fill the device."""
     blocks = triton.cdiv(num_columns, config.columns)
     wanted = triton.cdiv(PROGRAMS, triton.cdiv(num_rows, config.tokens))

@@ -107,8 +107,6 @@ def fused_linear_logprob(
         raise ValueError(f"targets must be int64 [{hidden_TD.shape[0]}], got {targets_T.dtype} {list(targets_T.shape)}")
     if weights_T is not None and weights_T.shape != targets_T.shape:
         raise ValueError(f"weights must be [{hidden_TD.shape[0]}] as the targets, got {list(weights_T.shape)}")
-    if active_rows is not None and (weights_T is None or not 0 <= active_rows <= hidden_TD.shape[0]):
-        raise ValueError(f"active_rows counts non-zero weights_T of {hidden_TD.shape[0]} rows, got {active_rows}")
     if logit_softcap is not None and not logit_softcap > 0:
         raise ValueError(f"logit_softcap must be above 0, got {logit_softcap}")
     if not temperature > 0:
