@@ -11,13 +11,15 @@ bytes per value.
 
 from dataclasses import dataclass
 
+import torch
+
 from osim_core.config import LayoutConfig, MidtrainConfig
 from osim_core.observe.throughput import weight_counts
+from osim_kernels.fused_linear_logprob.triton import workspace_bytes
 
 GIB = 2**30
 # CUDA context, NCCL buffers, cuBLAS workspaces, fragmentation: a round allowance, not a measurement
 RESERVE_BYTES = 5 * GIB
-HEAD_TILE = (2048, 16384)  # tokens x vocabulary of one fp32 tile in osim_kernels.fused_linear_logprob
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,10 @@ def memory(
     if {"full", "mlp"} & recomputed:
         layer_work += layer_activations(config, frozenset())
     head_work = 0.0
-    if stage == layout.pipeline - 1:  # hidden rows, their fp32 gradient, the head's gradient, three tiles
+    if stage == layout.pipeline - 1:  # hidden rows, the head's gradient, and what the kernel works with
         rows = model.vocab_size // layout.tensor
-        tile = 4 * min(l, HEAD_TILE[0]) * min(rows, HEAD_TILE[1])
-        head_work = l * D * (a + 4) + rows * D * a + 3 * tile
+        dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
+        head_work = l * D * a + rows * D * a + max(workspace_bytes(l, rows, D, dtype).values())
     return Memory(
         weights=elements * a + (2 * matrices if config.train.precision == "fp8" else 0),
         gradients=4 * elements,
