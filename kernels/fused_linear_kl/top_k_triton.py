@@ -24,7 +24,7 @@ from osim_kernels.fused_linear_logprob.triton import Config, chunk_shape
 
 # By element size, and in backward by soft cap, whose slope stays in registers as well. Chosen by the compile audit, not
 # by timing, and fixed: a configuration picked by timing could differ after a resume and change bits.
-FORWARD = {2: Config(128, 256, 64, 8, 4), 4: Config(64, 64, 16, 4, 3)}
+FORWARD = {2: Config(256, 128, 64, 8, 4), 4: Config(64, 64, 16, 4, 3)}  # 128 x 256 spills: more columns a thread
 BACKWARD = {
     (2, False): Config(128, 256, 64, 8, 4),
     (2, True): Config(128, 128, 64, 8, 4),
@@ -77,28 +77,29 @@ def local_buckets(hidden_ND, head_VD, ids_NK, student: Scaling):
     """(logits of the ids [N, K], -inf where this rank's head lacks them; maximum and sum of exp(z - maximum) of all
     other columns [2, N]), in fp32."""
     num_rows, num_columns = hidden_ND.shape[0], head_VD.shape[0]
-    picked_NK = torch.full(ids_NK.shape, -torch.inf, device=ids_NK.device)
+    # one more bucket a row: where a cursor comes to rest
+    sorted_NL, order_NL = torch.nn.functional.pad(ids_NK, (0, 1), value=num_columns).sort(dim=1)
+    picked_NL = torch.full(sorted_NL.shape, -torch.inf, device=ids_NK.device)
     if num_rows == 0 or num_columns == 0:
-        tail_2N = picked_NK.new_zeros(2, num_rows)
+        tail_2N = picked_NL.new_zeros(2, num_rows)
         tail_2N[0] = LOWEST
-        return picked_NK, tail_2N
-    sorted_NK, order_NK = ids_NK.sort(dim=1)
+        return picked_NL[:, :-1], tail_2N
     config = FORWARD[hidden_ND.element_size()]
     parts, blocks_per_part = parts_of(num_rows, num_columns, config)
-    parts_P2N = picked_NK.new_empty(parts, 2, num_rows)
+    parts_P2N = picked_NL.new_empty(parts, 2, num_rows)
     _buckets_kernel[(triton.cdiv(num_rows, config.tokens) * parts,)](
         *head_arguments(hidden_ND, head_VD, student, config),
-        sorted_NK,
-        picked_NK,
+        sorted_NL,
+        picked_NL,
         parts_P2N,
-        ids_NK.shape[1],
+        sorted_NL.shape[1],
         num_rows,
         num_columns,
         parts,
         blocks_per_part,
         **static_arguments(config, hidden_ND.dtype),
     )
-    return torch.empty_like(picked_NK).scatter_(1, order_NK, picked_NK), joined(parts_P2N)
+    return torch.empty_like(picked_NL).scatter_(1, order_NL, picked_NL)[:, :-1], joined(parts_P2N)
 
 
 def launch_dlogits(dlogits_RC, hidden_RD, head_CD, rows_5R, student: Scaling) -> None:
@@ -132,23 +133,28 @@ def launch_place(dlogits_RC, ids_RK, ids_grad_RK, first_column: int) -> None:
     )
 
 
-@triton.jit(do_not_specialize=["num_stored", "num_rows", "num_parts", "blocks_per_part"])
+@triton.jit(do_not_specialize=["num_slots", "num_rows", "num_parts", "blocks_per_part"])
 def _buckets_kernel(
     hidden, head, hidden_size, inverse_temperature, softcap, ids_ptr, picked_ptr, parts_ptr,
-    num_stored, num_rows, num_columns, num_parts, blocks_per_part,
+    num_slots, num_rows, num_columns, num_parts, blocks_per_part,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """picked[row, k] = logit of the row's k-th smallest id; parts[part] = maximum and sum over the other columns."""
+    """picked[row, slot] = logit of the id in that slot; parts[part] = maximum and sum over the other columns.
+
+    A row's ids ascend, and its last slot holds num_columns or more, which no block reaches.
+    """
     tile, part = grouped(tl.program_id(0), tl.cdiv(num_rows, BLOCK_N), num_parts, GROUP)
     row_N = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside_N = row_N < num_rows
-    first_N = row_N.to(tl.int64) * num_stored
-    cursor_N = tl.zeros((BLOCK_N,), tl.int32)  # ids before this part
-    for start in range(0, num_stored, SEARCH):
-        place_K = start + tl.arange(0, SEARCH)
-        real_NK = inside_N[:, None] & (place_K < num_stored)[None, :]
-        id_NK = tl.load(ids_ptr + first_N[:, None] + place_K[None, :], mask=real_NK, other=num_columns)
-        cursor_N += tl.sum((id_NK < part * blocks_per_part * BLOCK_C).to(tl.int32), axis=1)
+    slot_N = tl.minimum(row_N, num_rows - 1).to(tl.int64) * num_slots
+    before_N = tl.zeros((BLOCK_N,), tl.int32)  # ids that earlier parts look for
+    for start in range(0, num_slots, SEARCH):
+        place_S = start + tl.arange(0, SEARCH)
+        id_NS = tl.load(
+            ids_ptr + slot_N[:, None] + place_S[None, :], mask=(place_S < num_slots)[None, :], other=num_columns
+        )
+        before_N += tl.sum((id_NS < part * blocks_per_part * BLOCK_C).to(tl.int32), axis=1)
+    slot_N += tl.where(inside_N, before_N, num_slots - 1)
     maximum_N = tl.full((BLOCK_N,), LOWEST_LOGIT, tl.float32)
     sum_N = tl.zeros((BLOCK_N,), tl.float32)
     last = min((part + 1) * blocks_per_part, tl.cdiv(num_columns, BLOCK_C))
@@ -157,25 +163,18 @@ def _buckets_kernel(
             hidden, head, hidden_size, inverse_temperature, softcap,
             tile * BLOCK_N, block * BLOCK_C, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION,
         )  # fmt: skip
-        column_C = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        column_C = tl.arange(0, BLOCK_C)  # in the block: constants, which take no registers
         # a block may hold nothing of the tail: -inf against a finite maximum adds 0
-        logits_NC = tl.where((column_C < num_columns)[None, :], logits_NC, float("-inf"))
+        logits_NC = tl.where((column_C < num_columns - block * BLOCK_C)[None, :], logits_NC, float("-inf"))
         edge = min((block + 1) * BLOCK_C, num_columns)
-        id_N = tl.load(
-            ids_ptr + first_N + cursor_N, mask=inside_N & (cursor_N < num_stored), other=num_columns
-        )  # fmt: skip
+        id_N = tl.load(ids_ptr + slot_N)
         while tl.min(id_N) < edge:
-            is_id_NC = column_C[None, :] == id_N[:, None]
-            here_N = id_N < edge
-            tl.store(
-                picked_ptr + first_N + cursor_N, tl.max(tl.where(is_id_NC, logits_NC, float("-inf")), axis=1),
-                mask=here_N,
-            )  # fmt: skip
+            is_id_NC = column_C[None, :] == (id_N - block * BLOCK_C)[:, None]
+            hit_N = tl.max(tl.where(is_id_NC, logits_NC, float("-inf")), axis=1)
             logits_NC = tl.where(is_id_NC, float("-inf"), logits_NC)
-            cursor_N += here_N.to(tl.int32)
-            id_N = tl.load(
-                ids_ptr + first_N + cursor_N, mask=inside_N & (cursor_N < num_stored), other=num_columns
-            )  # fmt: skip
+            tl.store(picked_ptr + slot_N, hit_N, mask=id_N < edge)
+            slot_N += (id_N < edge).to(tl.int32)
+            id_N = tl.load(ids_ptr + slot_N)
         after_N = tl.maximum(maximum_N, tl.max(logits_NC, axis=1))
         sum_N = sum_N * tl.exp(maximum_N - after_N) + tl.sum(tl.exp(logits_NC - after_N[:, None]), axis=1)
         maximum_N = after_N
