@@ -16,6 +16,7 @@ CASES = {
     "ranks of padding alone": {"divergence": "jsd", "beta": 0.2, "real": 15},
     "masked": {"divergence": "jsd", "masked": True},
     **{f"top-k {kind}": {"divergence": kind, "stored": 5, "real": 61} for kind in ("forward", "reverse", "jsd")},
+    "top-k, ranks of padding alone": {"divergence": "forward", "stored": 3, "real": 15, "student_softcap": 2.0},
     "extreme": {"divergence": "forward", "scale": 1e4},
 }
 
@@ -23,10 +24,14 @@ CASES = {
 def compute(name, implementation="chunked", rank=0, size=1, group=None):
     """(value, partial hidden gradient, gradient of this rank's head rows)."""
     from osim_kernels import registry
-    from osim_kernels.fused_linear_kl import chunked, triton
+    from osim_kernels.fused_linear_kl import chunked, top_k_triton, triton
 
     chunked.CPU_TILE = (7, 13)
-    triton.CONFIGS, triton.PROGRAMS = dict.fromkeys(triton.CONFIGS, triton.Config(16, 16, 16, 4, 2)), 2
+    tile = triton.Config(16, 16, 16, 4, 2)
+    triton.CONFIGS, triton.PROGRAMS = dict.fromkeys(triton.CONFIGS, tile), 2
+    top_k_triton.FORWARD, top_k_triton.BACKWARD = (
+        dict.fromkeys(table, tile) for table in (top_k_triton.FORWARD, top_k_triton.BACKWARD)
+    )
     case = dict(CASES[name])
     real, masked, stored, scale = (
         case.pop("real", 64),
@@ -48,28 +53,25 @@ def compute(name, implementation="chunked", rank=0, size=1, group=None):
     shard_VD = student_VD[mine].clone().requires_grad_()
     case["weights_T"] = (torch.arange(TOKENS) % 3 > 0).float() if masked else None
     vocabulary = {"tensor_parallel_group": group, "vocab_start": mine.start, "vocab_size": real}
-    if stored:
-        best = (teacher_TE @ teacher_VE[:real].T).log_softmax(-1).topk(stored)
-        kl_T = fused_linear_kl_top_k(student_TD, shard_VD, best.indices, best.values, **vocabulary, **case)
-    elif implementation == "triton":
-        select, registry.Op.select = registry.Op.select, lambda *args, **kwargs: triton.fused_linear_kl_triton
-        try:
+    select = registry.Op.select
+    if implementation == "triton":
+        entry = top_k_triton.bucket_logprobs_triton if stored else triton.fused_linear_kl_triton
+        registry.Op.select = lambda *args, **kwargs: entry
+    try:
+        if stored:
+            best = (teacher_TE @ teacher_VE[:real].T).log_softmax(-1).topk(stored)
+            kl_T = fused_linear_kl_top_k(student_TD, shard_VD, best.indices, best.values, **vocabulary, **case)
+        else:
             kl_T = fused_linear_kl(student_TD, shard_VD, teacher_TE, teacher_VE[mine], **vocabulary, **case)
-        finally:
-            registry.Op.select = select
-    else:
-        kl_T = fused_linear_kl(student_TD, shard_VD, teacher_TE, teacher_VE[mine], **vocabulary, **case)
+    finally:
+        registry.Op.select = select
     ramp_T = torch.linspace(-1, 2, TOKENS, dtype=dtype)
     return kl_T.detach(), *torch.autograd.grad((kl_T * ramp_T).sum(), (student_TD, shard_VD))
 
 
 def rank_job(implementation):
     group = dist.group.WORLD
-    return {
-        name: compute(name, implementation, dist.get_rank(), dist.get_world_size(), group)
-        for name in CASES
-        if implementation == "chunked" or "stored" not in CASES[name]
-    }
+    return {name: compute(name, implementation, dist.get_rank(), dist.get_world_size(), group) for name in CASES}
 
 
 @pytest.mark.parametrize(
