@@ -9,10 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from osim_kernels import registry
-from osim_kernels.fused_linear_kl import chunked, fused_linear_kl, fused_linear_kl_top_k, triton, triton_kernels
+from osim_kernels.fused_linear_kl import (
+    chunked,
+    fused_linear_kl,
+    fused_linear_kl_top_k,
+    top_k_triton,
+    triton,
+    triton_kernels,
+)
 from osim_kernels.fused_linear_kl.divergence import Divergence, Scaling
 from osim_kernels.proof.sanitizer import checked
 from tests.support.mutate import mutated
@@ -191,6 +199,54 @@ def test_rows_of_weight_zero_give_zero_whatever_they_hold(kind):
     assert (off == 0).all() and all((grad == 0).all() for grad in torch.autograd.grad(off.sum(), inputs))
 
 
+def full_and_top_k(student_TD, student_VD, teacher_TE, teacher_VE, **options):
+    ids_TK = torch.arange(3, device=student_TD.device).expand(len(student_TD), 3)
+    logprobs_TK = torch.log(ids_TK * 0.1 + 0.05)
+    return (
+        fused_linear_kl(student_TD, student_VD, teacher_TE, teacher_VE, **options),
+        fused_linear_kl_top_k(student_TD, student_VD, ids_TK, logprobs_TK, **options),
+    )
+
+
+@pytest.mark.parametrize("weights", [[0, 0.25, -3, 0, 1], [1] * 5, [0] * 5], ids=str)
+def test_a_known_number_of_active_rows_changes_no_bit(weights):
+    operands, weights_T = make(20, 31), torch.tensor(weights * 4)
+    told = full_and_top_k(*operands, weights_T=weights_T, active_rows=4 * sum(x != 0 for x in weights))
+    for mine_T, counted_T in zip(told, full_and_top_k(*operands, weights_T=weights_T), strict=True):
+        results = with_gradients(mine_T, operands[:2]), with_gradients(counted_T, operands[:2])
+        assert all(torch.equal(mine, counted) for mine, counted in zip(*results, strict=True))
+
+
+def test_with_the_number_of_active_rows_nothing_synchronises(monkeypatch):
+    """A fake GPU tensor has no values, so asking for one raises."""
+    monkeypatch.setenv(registry.VARIABLE, "fused_linear_kl=chunked,fused_linear_kl_top_k=chunked")
+
+    def shapes(active_rows):
+        with FakeTensorMode():
+            operands = [torch.empty(length, 8, device="cuda") for length in (10, 31, 10, 31)]
+            results = full_and_top_k(*operands, weights_T=torch.empty(10, device="cuda"), active_rows=active_rows)
+            return [x.shape for x in results]
+
+    assert shapes(7) == [(10,), (10,)]
+    with pytest.raises(DynamicOutputShapeException):
+        shapes(None)
+
+
+def test_a_wrong_number_of_active_rows_is_an_error():
+    operands, weights_T = make(9, 31), torch.tensor([1.0, 0, 1] * 3)
+    for options, message in (
+        ({"weights_T": weights_T, "active_rows": 5}, "active_rows is 5, but 6 weights are not 0"),
+        ({"weights_T": weights_T, "active_rows": 10}, "active_rows counts non-zero weights_T of 9 rows, got 10"),
+        ({"active_rows": 9}, "active_rows counts non-zero weights_T of 9 rows, got 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fused_linear_kl(*operands, **options)
+        with pytest.raises(ValueError, match=message):
+            fused_linear_kl_top_k(
+                *operands[:2], torch.zeros(9, 1, dtype=torch.int64), torch.full((9, 1), -1.0), **options
+            )
+
+
 @pytest.mark.parametrize("compute", [lambda x, **o: fused_linear_kl(*x, **o), interpreted], ids=["chunked", "triton"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_heads_have_divergence_zero_and_gradient_zero(kind, compute):
@@ -296,18 +352,24 @@ class NoKernel:
         return lambda *args, **kwargs: None
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "triton", "top-k"])
+@pytest.mark.parametrize("implementation", ["chunked", "triton", "top-k", "top-k triton"])
 def test_no_tensor_grows_with_tokens_times_vocabulary(implementation, monkeypatch):
     monkeypatch.setattr(chunked, "CPU_TILE", (16, 20))
     for kernel in ("_statistics_kernel", "_mixture_kernel", "_dlogits_kernel"):
         monkeypatch.setattr(triton, kernel, NoKernel())
+    if implementation == "top-k triton":
+        monkeypatch.setattr(registry.Op, "select", lambda *args, **case: top_k_triton.bucket_logprobs_triton)
+        monkeypatch.setattr(top_k_triton, "FORWARD", dict.fromkeys(top_k_triton.FORWARD, SMALL))
+        monkeypatch.setattr(top_k_triton, "chunk_shape", triton.chunk_shape)
+    for kernel in ("_buckets_kernel", "_tail_dlogits_kernel", "_place_kernel"):
+        monkeypatch.setattr(top_k_triton, kernel, NoKernel())
     largest = []
     for vocab in (200, 400):
         operands = make(60, vocab, torch.float32, 8, 8)
         operands[1].requires_grad_(False)
         ids_TK = torch.arange(3).expand(60, 3)
         with LargestNewTensor() as probe:
-            if implementation == "top-k":
+            if implementation.startswith("top-k"):
                 kl_T = fused_linear_kl_top_k(*operands[:2], ids_TK, torch.full((60, 3), -2.0))
             elif implementation == "triton":
                 kl_T = interpreted(operands, divergence="jsd")
