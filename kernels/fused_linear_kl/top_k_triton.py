@@ -37,7 +37,7 @@ PLACE_BLOCK = 1024
 
 def bucket_logprobs_triton(hidden_ND, weight_VD, ids_NK, *, real_rows, group, student: Scaling):
     # beyond either end of the shard no id is looked for, and any then fits 32 bits
-    local_NK = ids_NK.clamp(-1, real_rows).to(torch.int32)
+    local_NK = ids_NK.clamp(-1, real_rows).to(torch.int32).contiguous()
     return _BucketLogprobs.apply(hidden_ND.contiguous(), weight_VD, local_NK, real_rows, group, student)
 
 
@@ -60,6 +60,7 @@ class _BucketLogprobs(torch.autograd.Function):
         if student.softcap is not None:
             picked_NK = logprobs_NL[:, :-1] + log_sum_N[:, None] + top_N[:, None]
             ids_grad_NK = ids_grad_NK * softcap_slope(picked_NK, student)
+        ids_grad_NK = ids_grad_NK.contiguous()  # the gradient may come in any layout
         tail_N = logprobs_NL[:, -1].clamp(min=LOWEST)
         rows_5N = torch.stack((top_N, log_sum_N, tail_N, tail_grad_N1[:, 0], all_N1[:, 0]))
         chunk_rows, chunk_columns = chunk_shape(hidden_ND.shape[0], real_rows, hidden_ND.dtype)

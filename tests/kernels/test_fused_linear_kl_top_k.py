@@ -165,6 +165,20 @@ def test_triton_finds_ids_wherever_they_lie(name, vocab_size, device):
     assert_buckets(operands, ids_NK, vocab_size=vocab_size, softcap=None if vocab_size else 2.0)
 
 
+def test_triton_takes_ids_and_gradients_of_any_layout(device):
+    operands, ids_NK = on(device, make(7, 40, torch.float32)), torch.rand(7, 40).argsort(dim=1)[:, :3].to(device)
+
+    def gradients(ids_NK, grad_NL):
+        logprobs_NL = top_k_triton.bucket_logprobs_triton(
+            *operands[:2], ids_NK, real_rows=40, group=None, student=Scaling(1.0, None)
+        )
+        return logprobs_NL, *torch.autograd.grad(logprobs_NL, operands[:2], grad_NL)
+
+    grad_NL = torch.randn(7, 4, device=device)
+    turned = gradients(ids_NK.T.contiguous().T, grad_NL.T.contiguous().T)
+    assert all(torch.equal(x, y) for x, y in zip(turned, gradients(ids_NK, grad_NL), strict=True))
+
+
 @settings(max_examples=4, deadline=None)
 @given(
     num_tokens=st.integers(1, 40), vocab=st.integers(1, 130), share=st.floats(0, 1), seed=st.integers(0, 9),
