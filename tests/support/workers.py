@@ -4,6 +4,7 @@
 exception on any rank is raised here with that rank's traceback.
 """
 
+import gc
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -34,7 +35,7 @@ def _serve(rank: int, size: int, port: int, pipe) -> None:
         if (job := pipe.recv()) is None:
             break
         function, arguments = job
-        # a fresh world for every job: megatron-core never destroys its groups, and each keeps a polling gloo thread
+        # a fresh world for every job: megatron-core never destroys its groups
         fresh = torch.distributed.PrefixStore(str(number), store)
         torch.distributed.init_process_group("gloo", store=fresh, rank=rank, world_size=size)
         try:
@@ -43,6 +44,7 @@ def _serve(rank: int, size: int, port: int, pipe) -> None:
             pipe.send((False, traceback.format_exc()))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        gc.collect()  # the job's model refers to its groups in cycles, and each group polls in threads until it is freed
 
 
 class Workers:
