@@ -44,7 +44,7 @@ def _serve(rank: int, size: int, port: int, pipe) -> None:
             pipe.send((False, traceback.format_exc()))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        gc.collect()  # the job's model refers to its groups in cycles, and each group polls in threads until it is freed
+        gc.collect()  # the job's model refers to its groups in cycles, and each polls in threads until it is freed
 
 
 class Workers:
