@@ -16,7 +16,7 @@ from osim_kernels.policy_loss.reference import LOG_LIMIT
 from osim_kernels.policy_loss.sequences import mean_log_ratio, sequence_of_token
 
 BLOCK, NUM_WARPS = 1024, 4  # 8 tokens a thread: two 128-bit loads of each input in flight
-CANDIDATES = ((512, 4), (1024, 4), (2048, 4), (2048, 8))
+CANDIDATES = ((1024, 4), (2048, 4), (2048, 8))
 NUM_PARTIALS = len(SUMS) + 1  # and the maximum
 _LIMIT = tl.constexpr(LOG_LIMIT)
 
