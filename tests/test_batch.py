@@ -43,10 +43,21 @@ def test_empty_segments_are_allowed():
 
 
 def test_moving_keeps_every_value():
-    moved = ROW.to(torch.device("cpu"))
-    for field in fields(ROW):
-        before, after = getattr(ROW, field.name), getattr(moved, field.name)
+    row = replace(ROW, parents_S=torch.full_like(ROW.sources_S, -1))
+    moved = row.to(torch.device("cpu"))
+    for field in fields(row):
+        before, after = getattr(row, field.name), getattr(moved, field.name)
         if field.name == "weights":
             assert before.keys() == after.keys()
             before, after = before["ce"], after["ce"]
         assert before.dtype == after.dtype and torch.equal(before, after)
+    assert ROW.to(torch.device("cpu")).parents_S is None
+
+
+@pytest.mark.parametrize("parents", [torch.zeros(1, dtype=torch.int32), torch.zeros(3)])
+def test_parents_of_another_shape_or_dtype_are_refused(parents):
+    borders = torch.tensor([0, 30, 60, 64], dtype=torch.int32)
+    ids = {"sources_S": torch.zeros(3, dtype=torch.int32), "documents_S": torch.zeros(3, dtype=torch.int64)}
+    replace(ROW, cu_seqlens=borders, parents_S=torch.full((3,), -1, dtype=torch.int32), **ids)
+    with pytest.raises(AssertionError):
+        replace(ROW, cu_seqlens=borders, parents_S=parents, **ids)
