@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from osim_kernels import registry
@@ -218,17 +217,16 @@ def test_a_known_number_of_active_rows_changes_no_bit(weights):
 
 
 def test_with_the_number_of_active_rows_nothing_synchronises(monkeypatch):
-    """A fake GPU tensor has no values, so asking for one raises."""
+    """A meta tensor has no values, so asking for one raises, as waiting for a GPU would."""
     monkeypatch.setenv(registry.VARIABLE, "fused_linear_kl=chunked,fused_linear_kl_top_k=chunked")
 
     def shapes(active_rows):
-        with FakeTensorMode():
-            operands = [torch.empty(length, 8, device="cuda") for length in (10, 31, 10, 31)]
-            results = full_and_top_k(*operands, weights_T=torch.empty(10, device="cuda"), active_rows=active_rows)
-            return [x.shape for x in results]
+        operands = [torch.empty(length, 8, device="meta") for length in (10, 31, 10, 31)]
+        results = full_and_top_k(*operands, weights_T=torch.empty(10, device="meta"), active_rows=active_rows)
+        return [x.shape for x in results]
 
     assert shapes(7) == [(10,), (10,)]
-    with pytest.raises(DynamicOutputShapeException):
+    with pytest.raises((RuntimeError, NotImplementedError)):
         shapes(None)
 
 
