@@ -85,19 +85,28 @@ class Progress:
 
 
 class Stages:
-    """Progress of the work before the first step: call it with (stage, done, total). One line a stage, rank 0 only."""
+    """Progress of work that has stages: call it with (stage, done, total). A line a stage, and one every 5 s.
 
-    def __init__(self, enabled: bool, console: Console | None = None) -> None:
+    label    what is at work; it begins each line
+    console  where the lines go; `Stages.on_stderr(label)` keeps them apart from a command's answer
+    """
+
+    def __init__(self, enabled: bool, console: Console | None = None, label: str = "prepare") -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
-        self._enabled = enabled
+        self._enabled, self._label = enabled, label
         self._shown: dict[str, float] = {}
+
+    @classmethod
+    def on_stderr(cls, label: str) -> "Stages":
+        """For a command whose answer is on stdout."""
+        return cls(True, Console(stderr=True, highlight=False, soft_wrap=True), label)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         due = stage not in self._shown or done == total or now - self._shown[stage] > 5.0
         if self._enabled and due:
             self._shown[stage] = now
-            self._console.print(f"prepare {stage}: {done:,}/{total:,}", markup=False)
+            self._console.print(f"{self._label} {stage}: {done:,}/{total:,}", markup=False)
 
 
 def format_duration(seconds: float) -> str:
