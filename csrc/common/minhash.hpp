@@ -44,7 +44,9 @@ constexpr LaneTable make_lanes(std::uint64_t seed) {
     return table;
 }
 
-inline constexpr LaneTable kLaneTable = make_lanes(20261124);  // part of the signature format: never change
+constexpr std::uint64_t kLaneSeed = 20261124;  // part of the signature format: never change
+
+inline constexpr LaneTable kLaneTable = make_lanes(kLaneSeed);
 
 OSIM_HD constexpr std::uint16_t lane16(std::uint32_t shingle, std::uint16_t flip, std::uint16_t multiply) {
     return static_cast<std::uint16_t>(static_cast<std::uint32_t>(static_cast<std::uint16_t>(shingle) ^ flip) *
@@ -67,10 +69,20 @@ struct Digits {
     std::uint64_t words[kLanes / 16];
 };
 
+// One word, of 16 lanes.
+template <typename Lane>
+OSIM_HD constexpr std::uint64_t digit_word(const Lane* lanes) {
+    std::uint64_t word = 0;
+    for (int k = 0; k < 16; ++k) {
+        word |= static_cast<std::uint64_t>(lanes[k] & 15) << (4 * k);
+    }
+    return word;
+}
+
 OSIM_HD constexpr Digits digits_of(const std::uint16_t* lanes) {
     Digits digits{};
-    for (int k = 0; k < kLanes; ++k) {
-        digits.words[k / 16] |= static_cast<std::uint64_t>(lanes[k] & 15) << (4 * (k % 16));
+    for (int i = 0; i < kLanes / 16; ++i) {
+        digits.words[i] = digit_word(lanes + 16 * i);
     }
     return digits;
 }

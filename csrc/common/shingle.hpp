@@ -35,6 +35,34 @@ struct ExactHash {
 
 // 128 bits over the sequence of token hashes: equal texts up to case and punctuation have equal hashes. Even and odd
 // tokens run in chains of their own, two with different multipliers each, which hides the multiplier's latency.
+// On a GPU each chain has a thread of its own.
+constexpr std::uint64_t kChainStarts[4] = {0x243F6A8885A308D3u, 0x13198A2E03707344u,   // digits of pi
+                                           0xA4093822299F31D0u, 0x082EFA98EC4E6C89u};  // high even, odd; low even, odd
+
+OSIM_HD constexpr std::uint64_t high_chain_step(std::uint64_t state, std::uint64_t token) {
+    state = (state ^ token) * 0x9E3779B185EBCA87u;
+    return state ^ state >> 32;
+}
+
+OSIM_HD constexpr std::uint64_t low_chain_step(std::uint64_t state, std::uint64_t token) {
+    state = (state + token) * 0xC2B2AE3D27D4EB4Fu;
+    return state ^ state >> 29;
+}
+
+OSIM_HD constexpr std::uint64_t chain_mix(std::uint64_t x) {
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    return x ^ x >> 31;
+}
+
+// The hash from the chains' ends. `domain` keeps kinds of sequences apart (tokens, raw bytes); `count` those of
+// different length.
+OSIM_HD constexpr ExactHash exact_hash_of(std::uint64_t high_even, std::uint64_t high_odd, std::uint64_t low_even,
+                                          std::uint64_t low_odd, std::uint64_t count, std::uint64_t domain) {
+    const std::uint64_t salt = count * 2 + domain;
+    return {chain_mix(high_even ^ chain_mix(high_odd + salt)), chain_mix(low_even + chain_mix(low_odd ^ ~salt))};
+}
+
 class ExactHasher {
   public:
     OSIM_HD constexpr void pair(std::uint64_t even, std::uint64_t odd) {
@@ -42,27 +70,18 @@ class ExactHasher {
         step(1, odd);
     }
     OSIM_HD constexpr void last(std::uint64_t even) { step(0, even); }
-    // `domain` keeps kinds of sequences apart (tokens, raw bytes); `count` those of different length.
     OSIM_HD constexpr ExactHash finish(std::uint64_t count, std::uint64_t domain) const {
-        const std::uint64_t salt = count * 2 + domain;
-        return {mix(a_[0] ^ mix(a_[1] + salt)), mix(b_[0] + mix(b_[1] ^ ~salt))};
+        return exact_hash_of(high_[0], high_[1], low_[0], low_[1], count, domain);
     }
 
   private:
-    OSIM_HD constexpr void step(int chain, std::uint64_t token) {
-        a_[chain] = (a_[chain] ^ token) * 0x9E3779B185EBCA87u;
-        a_[chain] ^= a_[chain] >> 32;
-        b_[chain] = (b_[chain] + token) * 0xC2B2AE3D27D4EB4Fu;
-        b_[chain] ^= b_[chain] >> 29;
-    }
-    OSIM_HD static constexpr std::uint64_t mix(std::uint64_t x) {
-        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-        x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-        return x ^ x >> 31;
+    OSIM_HD constexpr void step(int parity, std::uint64_t token) {
+        high_[parity] = high_chain_step(high_[parity], token);
+        low_[parity] = low_chain_step(low_[parity], token);
     }
 
-    std::uint64_t a_[2] = {0x243F6A8885A308D3u, 0x13198A2E03707344u};  // digits of pi
-    std::uint64_t b_[2] = {0xA4093822299F31D0u, 0x082EFA98EC4E6C89u};
+    std::uint64_t high_[2] = {kChainStarts[0], kChainStarts[1]};
+    std::uint64_t low_[2] = {kChainStarts[2], kChainStarts[3]};
 };
 
 }  // namespace osim

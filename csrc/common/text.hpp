@@ -174,12 +174,20 @@ OSIM_HD constexpr std::uint32_t lower_case(std::uint32_t c) {
     return between(c, 0xFF21, 0xFF3A) ? c + 32 : c;
 }
 
-OSIM_HD inline void encode_utf8(std::uint32_t c, std::uint32_t bytes, std::uint8_t* out) {
-    for (std::uint32_t i = bytes; i-- > 1; c >>= 6) {
-        out[i] = static_cast<std::uint8_t>(0x80 | (c & 0x3F));
+// The UTF-8 bytes of a code point, the first one in the lowest eight bits.
+OSIM_HD constexpr std::uint32_t utf8_bytes(std::uint32_t c, std::uint32_t bytes) {
+    std::uint32_t encoded = 0;
+    for (std::uint32_t i = 1; i < bytes; ++i, c >>= 6) {
+        encoded = encoded << 8 | 0x80 | (c & 0x3F);
     }
-    constexpr std::uint8_t lead[] = {0, 0, 0xC0, 0xE0, 0xF0};
-    out[0] = static_cast<std::uint8_t>(lead[bytes] | c);
+    const std::uint32_t lead = bytes == 1 ? 0 : 0xF00 >> bytes & 0xFF;
+    return encoded << 8 | lead | c;
+}
+
+OSIM_HD inline void encode_utf8(std::uint32_t c, std::uint32_t bytes, std::uint8_t* out) {
+    for (std::uint32_t encoded = utf8_bytes(c, bytes), i = 0; i < bytes; ++i, encoded >>= 8) {
+        out[i] = static_cast<std::uint8_t>(encoded);
+    }
 }
 
 // Hash of a token's lower-cased bytes, taken eight at a time, little-endian, the last ones padded with zeros. Each
@@ -199,6 +207,27 @@ OSIM_HD inline std::uint64_t eight_bytes_at(const std::uint8_t* bytes, std::uint
         value |= static_cast<std::uint64_t>(bytes[i]) << (8 * i);
     }
     return value;
+}
+
+// Hash of the token text[begin, end), a byte at a time. Lower case keeps the number of bytes, so the token's length is
+// known before its bytes are lowered.
+OSIM_HD inline std::uint64_t lowered_token_hash(const std::uint8_t* text, std::uint64_t begin, std::uint64_t end) {
+    std::uint64_t state = word_hash_start(end - begin);
+    std::uint64_t eight = 0;
+    std::uint32_t held = 0;  // bytes of it that are set
+    for (std::uint64_t at = begin; at < end;) {
+        const CodePoint point = decode_utf8(text, at, end);
+        const std::uint32_t encoded = utf8_bytes(lower_case(point.value), point.bytes);
+        eight |= static_cast<std::uint64_t>(encoded) << (8 * held);
+        held += point.bytes;
+        at += point.bytes;
+        if (held >= 8) {
+            state = word_hash_step(state, eight);
+            held -= 8;
+            eight = held > 0 ? encoded >> (8 * (point.bytes - held)) : 0;
+        }
+    }
+    return held > 0 ? word_hash_step(state, eight) : state;
 }
 
 // Walks a text and yields the hash of one token after another.
@@ -232,40 +261,11 @@ class TokenScanner {
                 at_ += point.bytes;
             }
         }
-        *hash = lowered_hash(begin, at_);
+        *hash = lowered_token_hash(text_, begin, at_);
         return true;
     }
 
   private:
-    // Lower case keeps the number of bytes, so the token's length is known before its bytes are lowered.
-    OSIM_HD std::uint64_t lowered_hash(std::uint64_t begin, std::uint64_t end) const {
-        std::uint64_t state = word_hash_start(end - begin);
-        std::uint8_t lowered[12];  // eight to hash and up to three more of a code point that straddles them
-        std::uint64_t held = 0;
-        for (std::uint64_t at = begin; at < end;) {
-            const CodePoint point = decode_utf8(text_, at, end);
-            encode_any(lower_case(point.value), point.bytes, lowered + held);
-            held += point.bytes;
-            at += point.bytes;
-            if (held >= 8) {
-                state = word_hash_step(state, eight_bytes_at(lowered, 8));
-                held -= 8;
-                for (std::uint64_t i = 0; i < held; ++i) {
-                    lowered[i] = lowered[8 + i];
-                }
-            }
-        }
-        return held > 0 ? word_hash_step(state, eight_bytes_at(lowered, held)) : state;
-    }
-
-    OSIM_HD static void encode_any(std::uint32_t c, std::uint32_t bytes, std::uint8_t* out) {
-        if (bytes == 1) {
-            out[0] = static_cast<std::uint8_t>(c);
-        } else {
-            encode_utf8(c, bytes, out);
-        }
-    }
-
     const std::uint8_t* text_;
     std::uint64_t length_;
     std::uint64_t at_ = 0;
