@@ -52,10 +52,22 @@ AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
 EPSILON = 1e-6
 
 
+def _load_gathered():
+    from osim_kernels.judge_score.gathered import judge_score_gathered
+
+    return judge_score_gathered
+
+
 def _load_reference():
     from osim_kernels.judge_score.reference import judge_score_reference
 
     return judge_score_reference
+
+
+def _load_gathered_groups():
+    from osim_kernels.judge_score.gathered import group_advantages_gathered
+
+    return group_advantages_gathered
 
 
 def _load_reference_groups():
@@ -70,10 +82,12 @@ def _reference_refuses(device, dtype, *, vocab_parallel: bool = False, **case) -
 
 _op = Op(
     "judge_score",
+    Implementation(name="gathered", load=_load_gathered, refuses=anywhere),
     Implementation(name="reference", load=_load_reference, refuses=_reference_refuses),
 )
 _groups_op = Op(
     "group_advantages",
+    Implementation(name="gathered", load=_load_gathered_groups, refuses=anywhere),
     Implementation(name="reference", load=_load_reference_groups, refuses=anywhere),
 )
 

@@ -8,21 +8,34 @@ Shape suffixes: I items, S contexts, D hidden, V this rank's rows of the head.
 """
 
 import torch
+import torch.distributed as dist
 
 from osim_kernels.fused_linear_logprob import fused_linear_logprob
 from osim_kernels.judge_score.labels import JudgeLabels
+from osim_kernels.judge_score.tables import label_tables
 
 
 def anchor_tokens(labels: JudgeLabels, device: torch.device) -> torch.Tensor:
     """int64 [S]: the anchor of each context, the smallest token that may follow there."""
-    tables = labels.tables(device)
+    tables = label_tables(labels, device)
     return tables.token_E[tables.first_edge_S[:-1].long()]
 
 
-def anchor_logprobs(
-    hidden_ISD: torch.Tensor, head_VD: torch.Tensor, labels: JudgeLabels, *, group, vocab_start: int, vocab_size: int
-) -> torch.Tensor:
-    """[I, S] log-probs of the anchors, fp32 (fp64 for fp64 inputs). Collective over the group."""
+def anchors_if_needed(
+    hidden_ISD: torch.Tensor,
+    head_VD: torch.Tensor,
+    labels: JudgeLabels,
+    *,
+    min_mass: float | None,
+    known_IS: torch.Tensor | None,
+    group: dist.ProcessGroup | None,
+    vocab_start: int,
+    vocab_size: int,
+) -> torch.Tensor | None:
+    """[I, S] log-probs of the anchors, fp32 (fp64 for fp64 inputs): the caller's if known, else None where nothing asks
+    for them, else computed. Collective over the group."""
+    if known_IS is not None or (min_mass is None and labels.depth == 1):
+        return known_IS
     items, contexts = hidden_ISD.shape[:2]
     logprob_Q, _ = fused_linear_logprob(
         hidden_ISD.flatten(0, 1),

@@ -1,4 +1,4 @@
-"""What a judge may answer: per dimension a set of labels, each one or several token sequences, as tables for kernels.
+"""What a judge may answer: per dimension a set of labels, each one or several token sequences.
 
     quality = DimensionLabels("quality", labels=(((16,), (220, 16)), ((17,), (220, 17))), values=(1.0, 2.0))
     labels = JudgeLabels((quality, ...))
@@ -11,16 +11,13 @@ No variant may begin with another one of its dimension: the events are then disj
 most 1.
 
 The variants of a dimension form a trie: nodes are contexts, edges are tokens. Shape suffixes: I items, J dimensions,
-S contexts (query rows of an item), E edges, L labels of all dimensions, N of one, R variants of one label, D hidden.
+S contexts (query rows of an item), E edges, L labels of all dimensions, D hidden.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-
-import torch
+from functools import cached_property
 
 Tokens = tuple[int, ...]
 
@@ -92,7 +89,7 @@ class DimensionLabels:
 
 @dataclass(frozen=True)
 class JudgeLabels:
-    """The dimensions of a rubric. Hashable; the tables for kernels are made once per device.
+    """The dimensions of a rubric. Hashable, so that its tables (tables.py) are made once per device.
 
     Raises ValueError without dimensions or when two share a name.
     """
@@ -132,76 +129,7 @@ class JudgeLabels:
         }
         return tuple(sorted(found))
 
-    def tables(self, device: torch.device, dtype: torch.dtype = torch.float32) -> "LabelTables":
-        """The tables on a device, numbers in `dtype`; made once."""
-        return _tables(self, torch.device(device), dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class LabelTables:
-    """Integer tables are int32, `token_E` int64.
-
-    token_E         token of each edge, ascending within a context
-    context_E       its context
-    parent_E        the edge before it on its path, -1 in a context that is the prompt itself
-    first_edge_S    first edge of each context, [S + 1]; it is also the context's anchor (see judge_score)
-    leaf_LR         last edge of each variant of each label, -1 behind the last
-    label_JN        the labels of each dimension, -1 behind the last
-    value_L, bias_L, temperature_J, worst_J, best_J, weight_J    see DimensionLabels
-    """
-
-    token_E: torch.Tensor
-    context_E: torch.Tensor
-    parent_E: torch.Tensor
-    first_edge_S: torch.Tensor
-    leaf_LR: torch.Tensor
-    label_JN: torch.Tensor
-    value_L: torch.Tensor
-    bias_L: torch.Tensor
-    temperature_J: torch.Tensor
-    worst_J: torch.Tensor
-    best_J: torch.Tensor
-    weight_J: torch.Tensor
-
-
-@lru_cache(maxsize=256)
-def _tables(labels: JudgeLabels, device: torch.device, dtype: torch.dtype) -> LabelTables:
-    dimensions, contexts, edges = labels.dimensions, labels.contexts, labels.edges
-    edge_of = {edge: number for number, edge in enumerate(edges)}
-    context_of = {context: number for number, context in enumerate(contexts)}
-
-    def last_edge(j: int, tokens: Tokens) -> int:
-        return edge_of[context_of[j, tokens[:-1]], tokens[-1]] if tokens else -1
-
-    leaves = [
-        [last_edge(j, variant) for variant in label]
-        for j, dimension in enumerate(dimensions)
-        for label in dimension.labels
-    ]
-
-    def whole(numbers: Sequence) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=torch.int32, device=device)
-
-    def real(numbers: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=dtype, device=device)
-
-    edge_counts = [sum(context == s for context, _ in edges) for s in range(len(contexts))]
-    return LabelTables(
-        token_E=torch.tensor([token for _, token in edges], device=device),
-        context_E=whole([context for context, _ in edges]),
-        parent_E=whole([last_edge(*contexts[context]) for context, _ in edges]),
-        first_edge_S=whole(list(itertools.accumulate(edge_counts, initial=0))),
-        leaf_LR=whole(_padded(leaves)),
-        label_JN=whole(_padded([list(range(part.start, part.stop)) for part in labels.slices])),
-        value_L=real([value for dimension in dimensions for value in dimension.values]),
-        bias_L=real([b for d in dimensions for b in d.bias or (0.0,) * len(d.labels)]),
-        temperature_J=real([dimension.temperature for dimension in dimensions]),
-        worst_J=real([dimension.scale[0] for dimension in dimensions]),
-        best_J=real([dimension.scale[1] for dimension in dimensions]),
-        weight_J=real([dimension.weight for dimension in dimensions]),
-    )
-
-
-def _padded(rows: list[list[int]]) -> list[list[int]]:
-    width = max(map(len, rows))
-    return [row + [-1] * (width - len(row)) for row in rows]
+    @cached_property
+    def edges_per_context(self) -> tuple[int, ...]:
+        """[S]."""
+        return tuple(sum(context == s for context, _ in self.edges) for s in range(len(self.contexts)))

@@ -5,6 +5,7 @@ Shape suffixes: I, K items, J dimensions, S contexts, D hidden, V vocabulary, L 
 
 import torch
 
+from osim_kernels.judge_score.anchors import anchor_tokens
 from osim_kernels.judge_score.scores import GIVEN, LOW_MASS, NON_FINITE, GroupAdvantages, JudgeScores
 
 
@@ -15,9 +16,8 @@ def judge_score_reference(
     logits_ISV = hidden_ISD.to(wide) @ head_VD[:vocab_size].to(wide).T
     logprob_ISV = logits_ISV.log_softmax(dim=-1)
     if anchor_logprob_IS is not None:
-        tables = labels.tables(hidden_ISD.device)
-        anchor_S = tables.token_E[tables.first_edge_S[:-1].long()]
-        contexts_S = torch.arange(len(labels.contexts), device=hidden_ISD.device)
+        anchor_S = anchor_tokens(labels, hidden_ISD.device)
+        contexts_S = torch.arange(len(anchor_S), device=hidden_ISD.device)
         logprob_ISV = (logits_ISV - logits_ISV[:, contexts_S, anchor_S, None]) + anchor_logprob_IS[..., None]
     knows_mass = anchor_logprob_IS is not None or min_mass is not None or labels.depth > 1
 
