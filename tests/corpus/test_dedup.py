@@ -1,23 +1,14 @@
-"""Clusters of near-duplicates: exactly the verified pairs, whatever the order, the threads or the number of files."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""Clusters of near-duplicates: exactly the verified pairs, whatever the order or the threads."""
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.dialogue_corpus import EDITS, corpus_digest, make_corpus, true_pairs
 from osim_core import _dedup
-from osim_core.corpus.dedup import find_duplicates, store
-from osim_core.corpus.dedup.run import Settings, deduplicate
-
-ROOT = Path(__file__).parent.parent.parent
+from osim_core.corpus.dedup import find_duplicates
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +27,6 @@ def partition(survivor: np.ndarray) -> set[frozenset[int]]:
     for row, kept in enumerate(survivor.tolist()):
         groups.setdefault(kept, set()).add(row)
     return set(map(frozenset, groups.values()))
-
-
-def write_rows(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
-    return path
 
 
 def test_the_corpus_is_the_same_everywhere_and_has_every_kind_of_copy(corpus):
@@ -193,115 +179,3 @@ ROLE_TAGS = [
 @pytest.mark.parametrize(("text", "masked"), ROLE_TAGS)
 def test_role_tags_are_blanked_and_nothing_else(text, masked):
     assert _dedup.mask_roles(text.encode()).decode() == masked
-
-
-def test_shared_prompts_and_role_tags_do_not_make_duplicates(tmp_path):
-    prompt = "System: " + " ".join(f"rule{i}" for i in range(150))
-    said = [" ".join(f"w{i}x{j}" for j in range(12)) for i in range(40)]
-    texts = [f"{prompt}\nUser: {words}" for words in said]
-    texts.append(f"Human: {said[7]}")  # the same words without the prompt, under another role
-    source = write_rows(tmp_path / "in.jsonl", texts)
-    deduplicate(source, tmp_path / "out.parquet", Settings())
-    assert sum(pq.read_table(tmp_path / "out.parquet")["keep"].to_pylist()) == 2
-    deduplicate(source, tmp_path / "out.parquet", Settings(mask_roles=True, mask_prompts=40))
-    assert pq.read_table(tmp_path / "out.parquet")["cluster"].to_pylist() == [*range(40), 7]
-    deduplicate(source, tmp_path / "out.parquet", Settings(mask_prompts=41))
-    assert sum(pq.read_table(tmp_path / "out.parquet")["keep"].to_pylist()) == 2
-    with pytest.raises(ValueError, match="does not go with a store"):
-        deduplicate(source, tmp_path / "out.parquet", Settings(mask_prompts=40, store=tmp_path / "store"))
-
-
-# ---- files
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    monkeypatch.setattr("osim_core.corpus.dedup.run.CHUNK_BYTES", 100_000)
-
-
-def test_a_file_gives_the_clusters_of_its_texts(corpus, clusters, tmp_path, small_chunks):
-    source = write_rows(tmp_path / "in.jsonl", corpus)
-    figures = deduplicate(source, tmp_path / "out.parquet", Settings(threads=2))
-    table = pq.read_table(tmp_path / "out.parquet")
-    assert [str(field.type) for field in table.schema] == ["int64", "int64", "bool", "float"]
-    assert table["row"].to_pylist() == list(range(len(corpus)))
-    assert table["cluster"].to_pylist() == clusters.survivor.tolist()
-    assert table["keep"].to_pylist() == clusters.keep.tolist()
-    assert table["jaccard"].to_pylist() == clusters.jaccard.tolist()
-    assert figures["documents"] == len(corpus) and figures["kept"] == clusters.keep.sum()
-    assert figures["bytes"] == sum(len(text.encode()) for text in corpus)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.parquet"]
-
-
-def test_files_one_by_one_give_the_clusters_of_one_run(corpus, clusters, tmp_path, small_chunks):
-    settings = Settings(store=tmp_path / "store")
-    cut = len(corpus) // 3
-    old, new = write_rows(tmp_path / "old.jsonl", corpus[:cut]), write_rows(tmp_path / "new.jsonl", corpus[cut:])
-    deduplicate(old, tmp_path / "old.parquet", settings)
-    deduplicate(new, tmp_path / "new.parquet", settings)
-    table = pq.read_table(tmp_path / "new.parquet")
-    assert table["cluster"].to_pylist() == clusters.survivor[cut:].tolist()
-    assert table["keep"].to_pylist() == clusters.keep[cut:].tolist()
-    first = find_duplicates(corpus[:cut])
-    assert pq.read_table(tmp_path / "old.parquet")["cluster"].to_pylist() == first.survivor.tolist()
-
-
-def test_a_damaged_or_foreign_store_is_named(corpus, tmp_path):
-    settings = Settings(store=tmp_path / "store")
-    source = write_rows(tmp_path / "in.jsonl", corpus[:200])
-    deduplicate(source, tmp_path / "out.parquet", settings)
-    (path,) = (tmp_path / "store").iterdir()
-    part = store.read_part(path)
-    assert part.header["parameters"]["lanes"] == 128 and part.column("signatures").shape == (200, 128)
-    with pytest.raises(ValueError, match=r"made with .*'mask_roles': False"):
-        deduplicate(source, tmp_path / "again.parquet", Settings(store=tmp_path / "store", mask_roles=True))
-    whole = path.read_bytes()
-    for at, message in ((part.offset("hashes") + 5, "column hashes is damaged"), (3, "not a signature file")):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(ValueError, match=message):
-            deduplicate(source, tmp_path / "again.parquet", settings)
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="bytes instead of"):
-        deduplicate(source, tmp_path / "again.parquet", settings)
-    assert not (tmp_path / "again.parquet").exists()
-
-
-BAD = [
-    (b'{"text": "caf\xe9"}', "row 1 (line 3): not valid UTF-8"),
-    (b'{"text": null}', "row 1 (line 3): 'text' is null"),
-    (b'{"body": "a"}', "row 1 (line 3): no field 'text'"),
-    (b'{"text": 7}', "row 1 (line 3): 'text' is not a string"),
-    (b'{"text": "cut sho', "row 1 (line 3): not valid JSON"),
-    (b'["text"]', "row 1 (line 3): not a JSON object"),
-    (b'{"text": "' + b"long " * 50_000 + b'"}', "row 1 (line 3): the row is longer than 200000 bytes"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), BAD, ids=[m.split(": ")[1] for _, m in BAD])
-def test_bad_rows_are_named_or_quarantined(line, message, tmp_path, small_chunks):
-    good = b'{"text": "one good row of several words"}'
-    (tmp_path / "in.jsonl").write_bytes(b"\n".join([good, b"", line, good]))
-    settings = Settings(longest_row=200_000)
-    with pytest.raises(ValueError) as stopped:
-        deduplicate(tmp_path / "in.jsonl", tmp_path / "out.parquet", settings)
-    assert message in str(stopped.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
-    settings = Settings(longest_row=200_000, bad_rows="quarantine")
-    figures = deduplicate(tmp_path / "in.jsonl", tmp_path / "out.parquet", settings)
-    assert figures["documents"] == 2 and figures["quarantined"] == 1
-    table = pq.read_table(tmp_path / "out.parquet").to_pydict()
-    assert table["cluster"] == [0, -1, 0] and table["keep"] == [True, False, False]
-    assert table["jaccard"] == [1.0, None, 1.0]
-    listed = json.loads((tmp_path / "out.parquet.quarantine.jsonl").read_text())
-    assert listed["row"] == 1 and listed["line"] == 3 and listed["reason"] in message
-
-
-def test_the_command_line(tmp_path):
-    source = write_rows(tmp_path / "in.jsonl", ["a b c d e f", "A B C D E F!", "something else that is here"])
-    command = [sys.executable, "-m", "osim_core.corpus.dedup", str(source), "--out"]
-    done = subprocess.run([*command, str(tmp_path / "o.parquet")], capture_output=True, text=True, cwd=ROOT, check=True)
-    figures = json.loads(done.stdout)
-    assert {"documents", "bytes", "cpu_seconds", "wall_seconds", "peak_rss_mb"} <= figures.keys()
-    assert pq.read_table(tmp_path / "o.parquet")["cluster"].to_pylist() == [0, 0, 2]
-    done = subprocess.run([*command, str(tmp_path / "no" / "o")], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such folder" in done.stderr

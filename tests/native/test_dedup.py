@@ -133,9 +133,11 @@ values = st.recursive(
 )
 
 
-def scan(data: bytes, field: str = "text"):
+def scan(data: bytes, field: str = "text", longest: int = 1 << 20):
+    """(lines, begins, lengths, errors, line count) of one field."""
     chunk = np.frombuffer(data, np.uint8)
-    return _dedup.scan(chunk, field.encode(), 1 << 20, 1)
+    lines, begins, lengths, errors, count = _dedup.scan(chunk, [field.encode()], longest, 1)
+    return lines, begins[0], lengths[0], errors[0], count
 
 
 @settings(max_examples=300, deadline=None)
@@ -186,4 +188,4 @@ def test_each_kind_of_bad_row_has_its_code():
     lines, _, _, errors, count = scan(b"\n".join(rows))
     assert errors.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert lines.tolist() == [0, 1, 2, 3, 4, 5, 6] and count == 8
-    assert _dedup.scan(np.frombuffer(rows[0], np.uint8), b"text", 5, 1)[3].tolist() == [7]
+    assert scan(rows[0], longest=5)[3].tolist() == [7]

@@ -1,17 +1,13 @@
 // Python face of near-duplicate detection: module osim_core._dedup (nanobind). Arrays come in without a copy (NumPy,
 // Arrow buffers) and go out as NumPy arrays that own the C++ memory; the GIL is released while C++ works.
 // Legend: N texts, K lanes of a signature, B bands, M texts with wide lanes, S shingles.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "arrays.hpp"
 #include "cluster.hpp"
 #include "jsonl.hpp"
 #include "mask.hpp"
@@ -27,48 +24,8 @@
 #include "stored.hpp"
 #include "threads.hpp"
 
-namespace nb = nanobind;
-
 namespace osim::dedup {
 namespace {
-
-template <typename T>
-using Input1d = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Input2d = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Output1d = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
-template <typename T>
-using Output2d = nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::c_contig>;
-
-// Memory that becomes a NumPy array.
-template <typename T>
-class Column {
-  public:
-    explicit Column(std::size_t count) : values_(std::make_unique_for_overwrite<T[]>(count)), count_(count) {}
-
-    T* data() { return values_.get(); }
-
-    template <typename As = T>
-    Output1d<As> array() && {
-        auto* data = reinterpret_cast<As*>(values_.release());
-        return Output1d<As>(data, {count_}, owner(data));
-    }
-    template <typename As = T>
-    Output2d<As> matrix(std::size_t rows, std::size_t columns) && {
-        auto* data = reinterpret_cast<As*>(values_.release());
-        return Output2d<As>(data, {rows, columns}, owner(data));
-    }
-
-  private:
-    template <typename As>
-    static nb::capsule owner(As* data) {
-        return nb::capsule(data, [](void* pointer) noexcept { delete[] static_cast<T*>(pointer); });
-    }
-
-    std::unique_ptr<T[]> values_;
-    std::size_t count_;
-};
 
 // Texts as an Arrow string column has them: one buffer of bytes, N + 1 offsets.
 class BufferTexts : public Texts {
@@ -104,10 +61,6 @@ class BufferTexts : public Texts {
 
 Simd simd_of(bool scalar) { return scalar ? Simd::kScalar : best_simd(); }
 
-Text text_of(const nb::bytes& bytes) {
-    return {static_cast<const std::uint8_t*>(bytes.data()), bytes.size()};
-}
-
 auto sketched(const std::function<Text(std::int64_t)>& text, std::int64_t rows, double threshold, int threads,
               bool signatures, bool scalar) {
     const auto count = static_cast<std::size_t>(rows);
@@ -142,73 +95,8 @@ auto sketch_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, dou
                     scalar);
 }
 
-// Non-blank lines of a chunk: number, begin and length of the field's raw string, error code.
-auto scan_lines(Input1d<std::uint8_t> chunk, nb::bytes field, std::size_t longest, int threads) {
-    std::vector<std::int64_t> numbers;
-    std::vector<std::size_t> begins;
-    std::vector<std::size_t> ends;
-    const std::uint8_t* data = chunk.data();
-    const std::size_t size = chunk.shape(0);
-    std::int64_t number = 0;
-    {
-        nb::gil_scoped_release unlocked;
-        for (std::size_t begin = 0; begin < size; ++number) {
-            const auto* stop = static_cast<const std::uint8_t*>(std::memchr(data + begin, '\n', size - begin));
-            const std::size_t end = stop == nullptr ? size : static_cast<std::size_t>(stop - data);
-            const bool blank = std::all_of(data + begin, data + end,
-                                           [](std::uint8_t c) { return c == ' ' || c == '\t' || c == '\r'; });
-            if (!blank) {
-                numbers.push_back(number);
-                begins.push_back(begin);
-                ends.push_back(end);
-            }
-            begin = end + 1;
-        }
-    }
-    const std::size_t count = numbers.size();
-    Column<std::int64_t> lines(count);
-    Column<std::int64_t> offsets(count);
-    Column<std::uint32_t> lengths(count);
-    Column<std::uint8_t> errors(count);
-    const Text wanted = text_of(field);
-    {
-        nb::gil_scoped_release unlocked;
-        std::copy(numbers.begin(), numbers.end(), lines.data());
-        for_each_block(static_cast<std::int64_t>(count), 256, threads, [&] {
-            return [&](std::int64_t begin, std::int64_t end) {
-                for (std::int64_t i = begin; i < end; ++i) {
-                    const std::size_t length = ends[i] - begins[i];
-                    const Located found = length > longest ? Located{.error = RowError::kTooLong}
-                                                           : locate({data + begins[i], length}, wanted);
-                    offsets.data()[i] = static_cast<std::int64_t>(begins[i] + found.begin);
-                    lengths.data()[i] = static_cast<std::uint32_t>(found.end - found.begin);
-                    errors.data()[i] = static_cast<std::uint8_t>(found.error);
-                }
-            };
-        });
-    }
-    return std::make_tuple(std::move(lines).array(), std::move(offsets).array(), std::move(lengths).array(),
-                           std::move(errors).array(), number);
-}
-
 Mask mask_of(bool roles, const Input1d<std::uint64_t>& prompts) {
     return {roles, {prompts.data(), prompts.shape(0)}};
-}
-
-// First-line hashes of the JSON strings at these places of a chunk.
-Output1d<std::uint64_t> first_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins,
-                                    Input1d<std::uint32_t> lengths) {
-    Column<std::uint64_t> hashes(begins.shape(0));
-    {
-        nb::gil_scoped_release unlocked;
-        std::vector<std::uint8_t> decoded;
-        for (std::size_t i = 0; i < begins.shape(0); ++i) {
-            decoded.clear();
-            unescape({chunk.data() + begins(i), lengths(i)}, decoded);
-            hashes.data()[i] = first_line_hash(decoded);
-        }
-    }
-    return std::move(hashes).array();
 }
 
 // Sketches of the JSON strings at these places of a chunk, and the bytes of the decoded texts.
@@ -247,7 +135,7 @@ struct Sketches {
 
 auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
                const std::function<const std::uint32_t*(int, std::vector<std::uint32_t>&)>& band, double threshold,
-               int threads, bool scalar) {
+               int threads, bool scalar, const std::function<void(int)>& progress = {}) {
     const auto count = static_cast<std::size_t>(rows);
     if (columns.hashes.shape(0) != count || columns.hashes.shape(1) != 2 || columns.widths.shape(0) != count ||
         columns.digits.shape(0) != count || columns.digits.shape(1) != kLanes / 16 ||
@@ -278,6 +166,7 @@ auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
         input.texts = &texts;
         input.priorities = columns.priorities ? columns.priorities->data() : nullptr;
         input.threshold = threshold;
+        input.progress = progress;
         statistics = cluster(input, threads, simd_of(scalar), survivor.data(), jaccard.data());
     }
     return std::make_tuple(std::move(survivor).array(), std::move(jaccard).array(),
@@ -311,18 +200,22 @@ std::vector<Extent> extents_of(const Extents& table) {
 }
 
 auto cluster_stored(Extents sources, Extents parts, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
-                    bool roles, Input1d<std::uint64_t> prompts, Input2d<std::uint64_t> hashes, Input1d<std::uint8_t> widths, Input2d<std::uint64_t> digits,
-                    Input1d<std::int64_t> wide_rows, Input2d<std::uint32_t> wide_keys,
-                    std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar) {
+                    bool roles, Input1d<std::uint64_t> prompts, Input2d<std::uint64_t> hashes,
+                    Input1d<std::uint8_t> widths, Input2d<std::uint64_t> digits, Input1d<std::int64_t> wide_rows,
+                    Input2d<std::uint32_t> wide_keys, std::optional<Input1d<std::int32_t>> priorities,
+                    double threshold, int threads, bool scalar, nb::object progress) {
     const auto count = static_cast<std::int64_t>(begins.shape(0));
-    const JsonlTexts texts(extents_of(sources), begins.data(), lengths.data(),
-                           mask_of(roles, prompts));
+    const JsonlTexts texts(extents_of(sources), begins.data(), lengths.data(), mask_of(roles, prompts));
     const std::vector<Extent> columns = extents_of(parts);
-    return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, count,
-                     [&](int band, std::vector<std::uint32_t>& column) {
-                         return read_band(columns, count, band, column);
-                     },
-                     threshold, threads, scalar);
+    const auto band = [&](int number, std::vector<std::uint32_t>& column) {
+        return read_band(columns, count, number, column);
+    };
+    const auto report = [&](int bands) {
+        const nb::gil_scoped_acquire locked;
+        progress(bands, kBands);
+    };
+    return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, count, band, threshold, threads,
+                     scalar, report);
 }
 
 Output1d<std::uint64_t> token_hashes(nb::bytes text, bool scalar) {
@@ -366,6 +259,7 @@ Output2d<std::uint16_t> minhash(Input1d<std::uint32_t> shingles, Input1d<std::in
 
 NB_MODULE(_dedup, m) {
     using namespace osim::dedup;
+    bind_lines(m);
     m.doc() = "Near-duplicates in C++: tokens, shingles, MinHash, clusters; osim_core.corpus.dedup is its user.";
     m.attr("LANES") = osim::kLanes;
     m.attr("BANDS") = osim::kBands;
@@ -374,28 +268,27 @@ NB_MODULE(_dedup, m) {
     m.attr("SIMD") = best_simd() == Simd::kAvx2 ? "avx2" : "scalar";
     m.def("sketch", &sketch_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(), nb::arg("threshold"),
           nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,
-          "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], digits uint64 [N, K / 16], signatures uint16 [N, K] or [0, K], "
-          "wide_rows int64 [M], wide_keys uint32 [M, B]) of texts in data uint8 with offsets int64 [N + 1].");
+          "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], digits uint64 [N, K / 16], signatures uint16 "
+          "[N, K] or [0, K], wide_rows int64 [M], wide_keys uint32 [M, B]) of texts in data uint8 with offsets int64 "
+          "[N + 1].");
     m.def("cluster", &cluster_texts, nb::arg("data").noconvert(), nb::arg("offsets").noconvert(),
           nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("keys").noconvert(),
-          nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(),
-          nb::arg("threshold"), nb::arg("threads"), nb::arg("scalar") = false,
+          nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(),
+          nb::arg("priorities").none().noconvert(), nb::arg("threshold"), nb::arg("threads"),
+          nb::arg("scalar") = false,
           "(survivor int64 [N], jaccard float32 [N], (exact, candidates, verified, accepted)) from sketches.");
-    m.def("scan", &scan_lines, nb::arg("chunk").noconvert(), nb::arg("field"), nb::arg("longest"), nb::arg("threads"),
-          "(lines int64, begins int64, lengths uint32, errors uint8, line count) of a chunk of JSON Lines.");
     m.def("sketch_lines", &sketch_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
           nb::arg("lengths").noconvert(), nb::arg("mask_roles"), nb::arg("prompts").noconvert(), nb::arg("threshold"),
-          nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false, "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
+          nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,
+          "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
     m.def("cluster_stored", &cluster_stored, nb::arg("sources").noconvert(), nb::arg("parts").noconvert(),
           nb::arg("begins").noconvert(), nb::arg("lengths").noconvert(), nb::arg("mask_roles"),
-          nb::arg("prompts").noconvert(), nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(),
-          nb::arg("wide_keys").noconvert(), nb::arg("priorities").none().noconvert(), nb::arg("threshold"),
-          nb::arg("threads"), nb::arg("scalar") = false,
+          nb::arg("prompts").noconvert(), nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(),
+          nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(),
+          nb::arg("priorities").none().noconvert(), nb::arg("threshold"),
+          nb::arg("threads"), nb::arg("scalar"), nb::arg("progress"),
           "`cluster` with texts and band keys on disk; sources and parts are int64 [F, 3]: first row, offset, file "
-          "descriptor.");
-    m.def("first_lines", &first_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
-          nb::arg("lengths").noconvert(),
-          "Hash of each JSON string's first line, uint64; 0 where it is short or nothing follows.");
+          "descriptor. progress(bands done, bands) is called now and then.");
     m.def("mask_roles", [](nb::bytes text) {
         std::vector<std::uint8_t> masked(text_of(text).begin(), text_of(text).end());
         Mask{.roles = true, .prompts = {}}.apply(masked);

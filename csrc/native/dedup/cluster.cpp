@@ -332,12 +332,17 @@ ClusterStatistics cluster(const ClusterInput& input, int threads, Simd simd, std
     const Nodes nodes = nodes_of(input, forest, &total.exact);
     std::vector<Edge> edges;
     std::mutex lock;
+    int bands_done = 0;
     for_each_block(kBands, 1, threads, [&] {
         return [&, worker = BandWorker(input, nodes, forest, simd)](std::int64_t begin, std::int64_t) mutable {
             worker.narrow_band(static_cast<int>(begin));
             worker.wide_band(static_cast<int>(begin));
             const std::scoped_lock hold(lock);
             worker.report(total, edges);
+            ++bands_done;
+            if (input.progress) {
+                input.progress(bands_done);
+            }
         };
     });
     choose_survivors(input, forest, survivor);

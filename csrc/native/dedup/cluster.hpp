@@ -4,8 +4,8 @@
 // keys the nodes are put in the order of their exact hashes, and each is compared with the first and with the one
 // before it (star edges and a chain, so a bucket of m costs O(m) comparisons). A pair whose digits agree far too seldom
 // (4.5 standard deviations below the threshold's expectation: one true pair in 300,000) is dropped unread. An edge
-// needs an exact Jaccard index of at least the threshold. Pairs that are connected already are skipped, which cannot change the components. So
-// clusters depend neither on the order of the texts nor on the number of threads.
+// needs an exact Jaccard index of at least the threshold. Pairs that are connected already are skipped, which cannot
+// change the components. So clusters depend neither on the order of the texts nor on the number of threads.
 // Legend: N texts, B = kBands.
 #pragma once
 
@@ -36,6 +36,8 @@ struct ClusterInput {
     const Texts* texts = nullptr;
     const std::int32_t* priorities = nullptr;  // [N] or null; the lowest survives, then the lowest row
     double threshold = 0.8;
+    // Called with the bands done so far, by one thread at a time, if it is not empty.
+    std::function<void(int bands)> progress;
 };
 
 struct ClusterStatistics {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 
 #include "text.hpp"
 
@@ -17,7 +18,7 @@ constexpr std::uint64_t zero_bytes(std::uint64_t x) { return (x - kOnes) & ~x & 
 
 class Parser {
   public:
-    explicit Parser(std::span<const std::uint8_t> line) : text_(line) {}
+    explicit Parser(Bytes line) : text_(line) {}
 
     struct String {
         std::size_t begin, end;
@@ -41,7 +42,6 @@ class Parser {
 
     int peek() const { return at_ < text_.size() ? text_[at_] : -1; }
     bool at_end() const { return at_ == text_.size(); }
-    std::size_t position() const { return at_; }
 
     bool string(String* found) {
         if (!take('"')) {
@@ -80,8 +80,9 @@ class Parser {
             case '"':
                 return string(&ignored);
             case '{':
+                return depth < kDeepest && object([&](const String&) { return value(depth + 1); });
             case '[':
-                return depth < kDeepest && collection(depth + 1);
+                return depth < kDeepest && array([&] { return value(depth + 1); });
             case 't':
                 return word("true");
             case 'f':
@@ -93,7 +94,53 @@ class Parser {
         }
     }
 
+    // The object here; member(key) consumes each value and says whether it is well-formed.
+    template <typename Member>
+    bool object(Member member) {
+        return collection('{', '}', [&] {
+            String key{};
+            if (!string(&key)) {
+                return false;
+            }
+            blanks();
+            if (!take(':')) {
+                return false;
+            }
+            blanks();
+            return member(key);
+        });
+    }
+
+    template <typename Element>
+    bool array(Element element) {
+        return collection('[', ']', element);
+    }
+
   private:
+    template <typename Entry>
+    bool collection(char open, char close, Entry entry) {
+        if (!take(open)) {
+            return false;
+        }
+        blanks();
+        if (take(close)) {
+            return true;
+        }
+        for (;;) {
+            blanks();
+            if (!entry()) {
+                return false;
+            }
+            blanks();
+            if (take(close)) {
+                return true;
+            }
+            if (!take(',')) {
+                return false;
+            }
+        }
+    }
+
     // Eight bytes at a time past everything that is no quote, backslash or control character.
     void skip_plain() {
         while (at_ + 8 <= text_.size()) {
@@ -162,41 +209,7 @@ class Parser {
         return true;
     }
 
-    bool collection(int depth) {
-        const bool object = text_[at_] == '{';
-        const char close = object ? '}' : ']';
-        ++at_;
-        blanks();
-        if (take(close)) {
-            return true;
-        }
-        for (;;) {
-            blanks();
-            if (object) {
-                String key{};
-                if (!string(&key)) {
-                    return false;
-                }
-                blanks();
-                if (!take(':')) {
-                    return false;
-                }
-                blanks();
-            }
-            if (!value(depth)) {
-                return false;
-            }
-            blanks();
-            if (take(close)) {
-                return true;
-            }
-            if (!take(',')) {
-                return false;
-            }
-        }
-    }
-
-    std::span<const std::uint8_t> text_;
+    Bytes text_;
     std::size_t at_ = 0;
 };
 
@@ -209,19 +222,75 @@ std::uint32_t hex4(const std::uint8_t* digits) {
     return value;
 }
 
-bool same_key(std::span<const std::uint8_t> line, const Parser::String& key, std::span<const std::uint8_t> field) {
-    const auto raw = line.subspan(key.begin, key.end - key.begin);
-    if (!key.escaped) {
-        return std::ranges::equal(raw, field);
+bool same_string(Bytes line, const Parser::String& string, Bytes expected) {
+    const auto raw = line.subspan(string.begin, string.end - string.begin);
+    if (!string.escaped) {
+        return std::ranges::equal(raw, expected);
     }
     std::vector<std::uint8_t> decoded;
     unescape(raw, decoded);
-    return std::ranges::equal(decoded, field);
+    return std::ranges::equal(decoded, expected);
+}
+
+Bytes bytes_of(std::string_view text) { return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}; }
+
+// Consumes the value here, which should be a string; false if it is malformed.
+bool take_string(Parser& parser, Located* found) {
+    const int first = parser.peek();
+    if (first != '"') {
+        found->error = first == 'n' ? RowError::kNull : RowError::kNotString;
+        return parser.value();
+    }
+    Parser::String text{};
+    if (!parser.string(&text)) {
+        return false;
+    }
+    *found = {RowError::kNone, text.begin, text.end};
+    return true;
+}
+
+// Walks the members of the one object that a line has to be.
+template <typename Member>
+RowError walk(Bytes line, Parser& parser, Member member) {
+    if (!is_utf8(line)) {
+        return RowError::kInvalidUtf8;
+    }
+    parser.blanks();
+    const bool is_object = parser.peek() == '{';
+    bool valid = is_object ? parser.object(member) : parser.value();
+    parser.blanks();
+    valid = valid && parser.at_end();
+    return !valid ? RowError::kInvalidJson : is_object ? RowError::kNone : RowError::kNotAnObject;
+}
+
+// Consumes one entry of `messages`.
+bool take_message(Bytes line, Parser& parser, Message* message) {
+    static const Bytes kContent = bytes_of("content");
+    static const Bytes kRole = bytes_of("role");
+    static const Bytes kSystem = bytes_of("system");
+    message->content.error = RowError::kMissing;
+    if (parser.peek() != '{') {
+        return parser.value();
+    }
+    return parser.object([&](const Parser::String& key) {
+        if (same_string(line, key, kContent)) {
+            return take_string(parser, &message->content);
+        }
+        if (parser.peek() == '"' && same_string(line, key, kRole)) {
+            Parser::String role{};
+            if (!parser.string(&role)) {
+                return false;
+            }
+            message->system = same_string(line, role, kSystem);
+            return true;
+        }
+        return parser.value();
+    });
 }
 
 }  // namespace
 
-bool is_utf8(std::span<const std::uint8_t> bytes) {
+bool is_utf8(Bytes bytes) {
     std::size_t at = 0;
     while (at < bytes.size()) {
         if (at + 8 <= bytes.size()) {
@@ -241,64 +310,47 @@ bool is_utf8(std::span<const std::uint8_t> bytes) {
     return true;
 }
 
-Located locate(std::span<const std::uint8_t> line, std::span<const std::uint8_t> field) {
-    Located found{.error = RowError::kMissing};
-    if (!is_utf8(line)) {
-        found.error = RowError::kInvalidUtf8;
-        return found;
-    }
-    const auto failed = [&](RowError error) {
-        found.error = error;
-        return found;
-    };
+void locate(Bytes line, std::span<const Bytes> fields, std::span<Located> found) {
+    std::ranges::fill(found, Located{.error = RowError::kMissing});
     Parser parser(line);
-    parser.blanks();
-    if (parser.peek() != '{') {
-        const bool valid = parser.value() && (parser.blanks(), parser.at_end());
-        return failed(valid ? RowError::kNotAnObject : RowError::kInvalidJson);
+    const RowError error = walk(line, parser, [&](const Parser::String& key) {
+        for (std::size_t i = 0; i < fields.size(); ++i) {
+            if (same_string(line, key, fields[i])) {
+                return take_string(parser, &found[i]);
+            }
+        }
+        return parser.value();
+    });
+    if (error != RowError::kNone) {
+        std::ranges::fill(found, Located{.error = error});
     }
-    parser.take('{');
-    parser.blanks();
-    bool more = !parser.take('}');
-    while (more) {
-        Parser::String key{};
-        parser.blanks();
-        if (!parser.string(&key)) {
-            return failed(RowError::kInvalidJson);
-        }
-        parser.blanks();
-        if (!parser.take(':')) {
-            return failed(RowError::kInvalidJson);
-        }
-        parser.blanks();
-        const int first = parser.peek();
-        if (!same_key(line, key, field)) {
-            if (!parser.value()) {
-                return failed(RowError::kInvalidJson);
-            }
-        } else if (first == '"') {
-            Parser::String text{};
-            if (!parser.string(&text)) {
-                return failed(RowError::kInvalidJson);
-            }
-            found = {RowError::kNone, text.begin, text.end, text.escaped};
-        } else {
-            if (!parser.value()) {
-                return failed(RowError::kInvalidJson);
-            }
-            found.error = first == 'n' ? RowError::kNull : RowError::kNotString;
-        }
-        parser.blanks();
-        more = parser.take(',');
-        if (!more && !parser.take('}')) {
-            return failed(RowError::kInvalidJson);
-        }
-    }
-    parser.blanks();
-    return parser.at_end() ? found : failed(RowError::kInvalidJson);
 }
 
-void unescape(std::span<const std::uint8_t> raw, std::vector<std::uint8_t>& out) {
+RowError locate_messages(Bytes line, std::vector<Message>& messages) {
+    static const Bytes kMessages = bytes_of("messages");
+    const std::size_t before = messages.size();
+    Parser parser(line);
+    RowError error = walk(line, parser, [&](const Parser::String& key) {
+        if (parser.peek() != '[' || !same_string(line, key, kMessages)) {
+            return parser.value();
+        }
+        messages.resize(before);  // the last member of the name counts, as in `locate`
+        return parser.array([&] { return take_message(line, parser, &messages.emplace_back()); });
+    });
+    if (error == RowError::kNone && messages.size() == before) {
+        error = RowError::kNoMessages;
+    }
+    const auto bad = [](const Message& message) { return message.content.error != RowError::kNone; };
+    if (error == RowError::kNone && std::ranges::any_of(std::span(messages).subspan(before), bad)) {
+        error = RowError::kBadMessage;
+    }
+    if (error != RowError::kNone) {
+        messages.resize(before);
+    }
+    return error;
+}
+
+void unescape(Bytes raw, std::vector<std::uint8_t>& out) {
     constexpr std::uint32_t kReplacement = 0xFFFD;
     for (std::size_t at = 0; at < raw.size();) {
         const auto* next = static_cast<const std::uint8_t*>(std::memchr(raw.data() + at, '\\', raw.size() - at));
