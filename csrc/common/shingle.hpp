@@ -34,19 +34,20 @@ struct ExactHash {
 };
 
 // 128 bits over the sequence of token hashes: equal texts up to case and punctuation have equal hashes. Even and odd
-// tokens run in chains of their own, two with different multipliers each, which hides the multiplier's latency.
-// On a GPU each chain has a thread of its own.
-constexpr std::uint64_t kChainStarts[4] = {0x243F6A8885A308D3u, 0x13198A2E03707344u,   // digits of pi
-                                           0xA4093822299F31D0u, 0x082EFA98EC4E6C89u};  // high even, odd; low even, odd
+// tokens run in chains of their own, two each (high and low half), which hides the multiplier's latency; on a GPU each
+// chain has a thread of its own.
+enum Chain { kHighEven, kHighOdd, kLowEven, kLowOdd, kChains };
 
-OSIM_HD constexpr std::uint64_t high_chain_step(std::uint64_t state, std::uint64_t token) {
-    state = (state ^ token) * 0x9E3779B185EBCA87u;
-    return state ^ state >> 32;
+OSIM_HD constexpr std::uint64_t chain_start(int chain) {  // digits of pi
+    return chain == kHighEven  ? 0x243F6A8885A308D3u
+           : chain == kHighOdd ? 0x13198A2E03707344u
+           : chain == kLowEven ? 0xA4093822299F31D0u
+                               : 0x082EFA98EC4E6C89u;
 }
 
-OSIM_HD constexpr std::uint64_t low_chain_step(std::uint64_t state, std::uint64_t token) {
-    state = (state + token) * 0xC2B2AE3D27D4EB4Fu;
-    return state ^ state >> 29;
+OSIM_HD constexpr std::uint64_t chain_step(std::uint64_t state, std::uint64_t token, bool low) {
+    state = (low ? state + token : state ^ token) * (low ? 0xC2B2AE3D27D4EB4Fu : 0x9E3779B185EBCA87u);
+    return state ^ state >> (low ? 29 : 32);
 }
 
 OSIM_HD constexpr std::uint64_t chain_mix(std::uint64_t x) {
@@ -76,12 +77,12 @@ class ExactHasher {
 
   private:
     OSIM_HD constexpr void step(int parity, std::uint64_t token) {
-        high_[parity] = high_chain_step(high_[parity], token);
-        low_[parity] = low_chain_step(low_[parity], token);
+        high_[parity] = chain_step(high_[parity], token, false);
+        low_[parity] = chain_step(low_[parity], token, true);
     }
 
-    std::uint64_t high_[2] = {kChainStarts[0], kChainStarts[1]};
-    std::uint64_t low_[2] = {kChainStarts[2], kChainStarts[3]};
+    std::uint64_t high_[2] = {chain_start(kHighEven), chain_start(kHighOdd)};
+    std::uint64_t low_[2] = {chain_start(kLowEven), chain_start(kLowOdd)};
 };
 
 }  // namespace osim
