@@ -19,13 +19,21 @@ from osim_core.corpus.dedup.store import Part
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """survivor int64 [T]: index of the text that each text's cluster keeps. jaccard float32 [T]: exact index of the
-    two. rows int64 [T]: row of each text, numbered over all files. first_row {path: number of its first row}."""
+    """Clusters of all texts, which are numbered over all files, as rows are.
+
+    survivor         int64 [T]    the text that each text's cluster keeps
+    jaccard          float32 [T]  exact index of the two
+    rows             int64 [T]    row of each text
+    begins, lengths  [T]          place of each text's JSON string in its file, int64 and uint32
+    first            {path: (its first text, its first row)}
+    """
 
     survivor: np.ndarray
     jaccard: np.ndarray
     rows: np.ndarray
-    first_row: dict[str, int]
+    begins: np.ndarray
+    lengths: np.ndarray
+    first: dict[str, tuple[int, int]]
 
 
 def cluster_files(
@@ -44,12 +52,12 @@ def cluster_files(
     rows = np.empty(total, np.int64)
     priorities = None if settings.priorities is None else np.empty(total, np.int32)
     wide_rows, wide_keys, key_parts, sources = [], [], [], []
-    first_row, text, row = {}, 0, 0
+    first, text, row = {}, 0, 0
     with contextlib.ExitStack() as stack:
         _allow_open_files(len(parts) + len(files))
         for source, group in files.items():
             sources.append((text, 0, stack.enter_context(open(source, "rb")).fileno()))
-            first_row[source] = row
+            first[source] = text, row
             for part in group:
                 here = slice(text, text + part.rows)
                 for column, values in columns.items():
@@ -80,7 +88,7 @@ def cluster_files(
             scalar=False,
             progress=lambda bands, of: report("cluster", bands, of),
         )
-    return Stored(survivor, jaccard, rows, first_row)
+    return Stored(survivor, jaccard, rows, columns["begins"], columns["lengths"], first)
 
 
 def _priorities(part: Part, settings: Settings) -> np.ndarray:

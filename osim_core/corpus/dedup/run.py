@@ -7,17 +7,19 @@ costs no second sketch of the old ones, yet gives the clusters of one run over e
 """
 
 import contextlib
+import itertools
 import json
 import os
 import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from osim_core import _dedup
@@ -58,20 +60,26 @@ def deduplicate(source: Path | Sequence[Path], out: Path, settings: Settings, re
                 parts = sketch_file(path, folder, number, row_texts(settings), prompts, settings, report)
                 files[str(path.resolve())] = parts
         clusters = cluster_files(files, prompts, settings, report)
-        chosen = {str(path.resolve()): path for path in sources}
-        written = _write(out, files, chosen, clusters)
+        chosen = {path: files[str(path.resolve())] for path in sources}
+        table, bad = _table(chosen, clusters), bad_rows(chosen)
+        publish(out, table, bad)
+        parts = [part.header["source"] for group in chosen.values() for part in group]
+    rows = [group[-1].header["source"]["rows"] for group in chosen.values()]
     figures = {
-        "documents": written["documents"],
-        "kept": written["kept"],
-        "bytes": sum(part.header["source"]["text_bytes"] for name in chosen for part in files[name]),
-        "quarantined": len(written["bad"]),
-        "files": written["files"],
+        "documents": sum(rows) - len(bad),
+        "kept": pc.sum(table["keep"]).as_py() or 0,
+        "bytes": sum(part["text_bytes"] for part in parts),
+        "quarantined": len(bad),
+        "files": [
+            {"path": str(path), "first_row": first, "rows": count}
+            for path, first, count in zip(chosen, itertools.accumulate(rows, initial=0), rows, strict=False)
+        ],
         "cpu_seconds": time.process_time() - cpu,
         "wall_seconds": time.perf_counter() - wall,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": settings.threads,
     }
-    reasons = Counter(bad["reason"] for bad in written["bad"])
+    reasons = Counter(entry["reason"] for entry in bad)
     return figures | ({"quarantined_by_reason": dict(reasons)} if reasons else {})
 
 
@@ -102,47 +110,49 @@ def _shared_first_lines(sources: Sequence[Path], settings: Settings) -> np.ndarr
     return values[(counts >= settings.mask_prompts) & (values != 0)]
 
 
-def _write(out: Path, files: dict[str, list[Part]], chosen: dict[str, Path], clusters: Stored) -> dict:
-    """The parquet file with the rows of the files in `chosen`, and the list of quarantined rows; returns figures."""
-    counts = {name: files[name][-1].header["source"]["rows"] for name in chosen}
-    total = sum(counts.values())
-    cluster = np.full(total, -1, np.int64)
-    keep = np.zeros(total, bool)
-    index = np.full(total, np.nan, np.float32)
-    bad, listed, first = [], [], 0
-    texts = np.cumsum([0, *(sum(part.rows for part in group) for group in files.values())])
-    text_slices = {name: slice(*texts[i : i + 2]) for i, name in enumerate(files)}
-    for name, path in chosen.items():
-        here = text_slices[name]
-        rows = first + clusters.rows[here] - clusters.first_row[name]
-        cluster[rows] = clusters.rows[clusters.survivor[here]]
-        keep[rows] = clusters.survivor[here] == np.arange(here.start, here.stop)
-        index[rows] = clusters.jaccard[here]
-        listed.append({"path": str(path), "first_row": first, "rows": counts[name]})
-        for entry in files[name][-1].header["source"]["bad"]:
-            bad.append({"file": str(path), **entry, "row": first + entry["row"]})
-        first += counts[name]
-    write_clusters(out, cluster, keep, index)
+def bad_rows(files: Mapping[Path, Sequence[Part]]) -> list[dict]:
+    """{file, row, line, reason} of the quarantined rows of these files (path -> its parts), rows counted over all."""
+    bad, first = [], 0
+    for path, parts in files.items():
+        about = parts[-1].header["source"]
+        bad += [{"file": str(path), **entry, "row": first + entry["row"]} for entry in about["bad"]]
+        first += about["rows"]
+    return bad
+
+
+def publish(out: Path, table: pa.Table, bad: Sequence[dict]) -> None:
+    """Write a parquet file durably, and the bad rows, if there are any, as OUT.quarantine.jsonl."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    with DurableFile(out) as file:
+        file.write(sink.getvalue())
+        file.publish()
     if bad:
         lines = "".join(json.dumps(entry) + os.linesep for entry in bad)
         write_durably(out.with_name(out.name + ".quarantine.jsonl"), lines.encode())
-    return {"documents": total - len(bad), "kept": int(keep.sum()), "files": listed, "bad": bad}
 
 
-def write_clusters(out: Path, cluster: np.ndarray, keep: np.ndarray, jaccard: np.ndarray) -> None:
-    """Parquet of row, cluster int64 [L], keep bool [L], jaccard float32 [L] (not a number becomes null)."""
-    count = cluster.size
+def _table(files: Mapping[Path, Sequence[Part]], clusters: Stored) -> pa.Table:
+    """row, cluster, keep and jaccard of the rows of these files."""
+    total = sum(parts[-1].header["source"]["rows"] for parts in files.values())
+    cluster = np.full(total, -1, np.int64)
+    keep = np.zeros(total, bool)
+    jaccard = np.full(total, np.nan, np.float32)
+    first = 0
+    for path, parts in files.items():
+        text, row = clusters.first[str(path.resolve())]
+        here = slice(text, text + sum(part.rows for part in parts))
+        rows = first + clusters.rows[here] - row
+        cluster[rows] = clusters.rows[clusters.survivor[here]]
+        keep[rows] = clusters.survivor[here] == np.arange(here.start, here.stop)
+        jaccard[rows] = clusters.jaccard[here]
+        first += parts[-1].header["source"]["rows"]
     known = np.packbits(~np.isnan(jaccard), bitorder="little")
     kept = np.packbits(keep, bitorder="little")
     columns = {  # from buffers, since pa.array imports pandas to look at a NumPy array
-        "row": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(np.arange(count, dtype=np.int64))]),
-        "cluster": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(cluster)]),
-        "keep": pa.Array.from_buffers(pa.bool_(), count, [None, pa.py_buffer(kept)]),
-        "jaccard": pa.Array.from_buffers(pa.float32(), count, [pa.py_buffer(known), pa.py_buffer(jaccard)]),
+        "row": pa.Array.from_buffers(pa.int64(), total, [None, pa.py_buffer(np.arange(total, dtype=np.int64))]),
+        "cluster": pa.Array.from_buffers(pa.int64(), total, [None, pa.py_buffer(cluster)]),
+        "keep": pa.Array.from_buffers(pa.bool_(), total, [None, pa.py_buffer(kept)]),
+        "jaccard": pa.Array.from_buffers(pa.float32(), total, [pa.py_buffer(known), pa.py_buffer(jaccard)]),
     }
-    table = pa.table(list(columns.values()), names=list(columns))
-    with DurableFile(out) as file:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        file.write(sink.getvalue())
-        file.publish()
+    return pa.table(list(columns.values()), names=list(columns))
