@@ -30,7 +30,7 @@ from osim_kernels.judge_score.scores import (
     GroupAdvantages,
     JudgeScores,
 )
-from osim_kernels.registry import Implementation, Op, anywhere
+from osim_kernels.registry import Implementation, Op, anywhere, needs_cuda
 
 __all__ = [
     "GIVEN",
@@ -52,6 +52,12 @@ AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
 EPSILON = 1e-6
 
 
+def _load_triton():
+    from osim_kernels.judge_score.triton import judge_score_triton
+
+    return judge_score_triton
+
+
 def _load_gathered():
     from osim_kernels.judge_score.gathered import judge_score_gathered
 
@@ -62,6 +68,12 @@ def _load_reference():
     from osim_kernels.judge_score.reference import judge_score_reference
 
     return judge_score_reference
+
+
+def _load_triton_groups():
+    from osim_kernels.judge_score.triton import group_advantages_triton
+
+    return group_advantages_triton
 
 
 def _load_gathered_groups():
@@ -76,17 +88,24 @@ def _load_reference_groups():
     return group_advantages_reference
 
 
+def _triton_refuses(device, dtype, **case) -> str | None:
+    known = (torch.float32, torch.bfloat16, torch.float16)
+    return needs_cuda(device, dtype) or (None if dtype in known else "knows fp32, bf16 and fp16")
+
+
 def _reference_refuses(device, dtype, *, vocab_parallel: bool = False, **case) -> str | None:
     return "holds whole logits, so the head must not be vocabulary-parallel" if vocab_parallel else None
 
 
 _op = Op(
     "judge_score",
+    Implementation(name="triton", load=_load_triton, refuses=_triton_refuses),
     Implementation(name="gathered", load=_load_gathered, refuses=anywhere),
     Implementation(name="reference", load=_load_reference, refuses=_reference_refuses),
 )
 _groups_op = Op(
     "group_advantages",
+    Implementation(name="triton", load=_load_triton_groups, refuses=_triton_refuses),
     Implementation(name="gathered", load=_load_gathered_groups, refuses=anywhere),
     Implementation(name="reference", load=_load_reference_groups, refuses=anywhere),
 )

@@ -110,8 +110,7 @@ def _log_mass(logits_IE, anchor_logprob_IS, tables: LabelTables) -> torch.Tensor
     """[I, L] log-probability of each label over the whole vocabulary; without anchors, up to a constant of its row."""
     logprob_IE = logits_IE
     if anchor_logprob_IS is not None:
-        anchor_E = tables.first_edge_S[tables.context_E]
-        logprob_IE = logits_IE - logits_IE[:, anchor_E] + anchor_logprob_IS[:, tables.context_E]
+        logprob_IE = logits_IE - logits_IE[:, tables.anchor_E] + anchor_logprob_IS[:, tables.context_E]
     path_IE, before_E = logprob_IE, tables.parent_E
     for _ in range(tables.depth - 1):
         path_IE = path_IE + logprob_IE[:, before_E].where(before_E >= 0, 0.0)

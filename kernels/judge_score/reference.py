@@ -87,24 +87,22 @@ def judge_score_reference(
 
 def group_advantages_reference(reward_I, group_I, kind, epsilon):
     present_I = reward_I.isfinite()
-    own_I = reward_I.where(present_I, 0.0)
     counted_IK = (group_I[:, None] == group_I) & present_I
     size_I = counted_IK.sum(dim=1)
-    # differences to the item's own reward: where all are equal every one is exactly 0, and so are std and advantage
-    difference_IK = torch.where(counted_IK, own_I - own_I[:, None], 0.0)
-    shift_I = difference_IK.sum(dim=1) / size_I.clamp(min=1)
-    square_IK = torch.where(counted_IK, difference_IK - shift_I[:, None], 0.0).square()
+    # rewards above the group's least: where all are equal every one is exactly 0, and so are std and advantage
+    least_I = torch.where(counted_IK, reward_I, torch.inf).amin(dim=1) if len(reward_I) else reward_I
+    above_IK = torch.where(counted_IK, reward_I - least_I[:, None], 0.0)
+    mean_above_I = above_IK.sum(dim=1) / size_I.clamp(min=1)
+    square_IK = torch.where(counted_IK, above_IK - mean_above_I[:, None], 0.0).square()
     std_I = (square_IK.sum(dim=1) / (size_I - 1).clamp(min=1)).sqrt()
-    compared_I = present_I & (size_I > 1)
-    std_I = std_I.where(size_I > 1, 0.0)
-    advantage_I = -shift_I
+    advantage_I = reward_I - least_I - mean_above_I
     if kind == "grpo":
         advantage_I = advantage_I / (std_I + epsilon)
     elif kind == "rloo":
         advantage_I = advantage_I * size_I / (size_I - 1).clamp(min=1)
     return GroupAdvantages(
-        advantage_I=advantage_I.where(compared_I, 0.0),
-        mean_I=(own_I + shift_I).where(size_I > 0, torch.nan),
+        advantage_I=advantage_I.where(present_I & (size_I > 1), 0.0),
+        mean_I=(least_I + mean_above_I).where(size_I > 0, torch.nan),
         std_I=std_I,
         size_I=size_I.to(torch.int32),
     )

@@ -10,7 +10,7 @@ REASONS = ("present", "given as missing", "non-finite", "label mass below the th
 
 @dataclass(frozen=True, eq=False)
 class GroupAdvantages:
-    """Per item, over the items of its group whose reward is present.
+    """Per item, over the items of its group whose reward is present; figures of a group in equal bits for all of it.
 
     advantage_I  0 for a missing reward and where fewer than two are present
     mean_I       NaN where none is present

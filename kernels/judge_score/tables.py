@@ -18,9 +18,9 @@ class LabelTables:
     """Integer tables are int32, `token_E` int64. `depth` is the number of tokens of the longest variant.
 
     token_E         token of each edge, ascending within a context
-    context_E       its context
+    context_E, anchor_E   its context, and the first edge of that one, which is its anchor (anchors.py)
     parent_E        the edge before it on its path, -1 in a context that is the prompt itself
-    first_edge_S    first edge of each context, [S + 1]; it is also the context's anchor (see judge_score)
+    first_edge_S    first edge of each context, [S + 1]
     leaf_LR         last edge of each variant of each label, -1 behind the last
     label_JN        the labels of each dimension, -1 behind the last
     dimension_L, place_L   the dimension of each label, and its place among that one's labels
@@ -30,6 +30,7 @@ class LabelTables:
     depth: int
     token_E: torch.Tensor
     context_E: torch.Tensor
+    anchor_E: torch.Tensor
     parent_E: torch.Tensor
     first_edge_S: torch.Tensor
     leaf_LR: torch.Tensor
@@ -66,12 +67,14 @@ def label_tables(labels: JudgeLabels, device: torch.device, dtype: torch.dtype =
     def real(numbers: Sequence[float]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=dtype, device=device)
 
+    first_edges = list(itertools.accumulate(labels.edges_per_context, initial=0))
     return LabelTables(
         depth=labels.depth,
         token_E=torch.tensor([token for _, token in edges], device=device),
         context_E=whole([context for context, _ in edges]),
+        anchor_E=whole([first_edges[context] for context, _ in edges]),
         parent_E=whole([last_edge(*contexts[context]) for context, _ in edges]),
-        first_edge_S=whole(list(itertools.accumulate(labels.edges_per_context, initial=0))),
+        first_edge_S=whole(first_edges),
         leaf_LR=whole(_padded(leaves)),
         dimension_L=whole([j for j, part in enumerate(labels.slices) for _ in range(part.start, part.stop)]),
         place_L=whole([label - part.start for part in labels.slices for label in range(part.start, part.stop)]),

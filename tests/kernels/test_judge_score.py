@@ -197,12 +197,12 @@ def test_groups_equal_the_formulas(form, kind, pairs):
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
 def test_ties_singletons_and_the_missing_get_exactly_zero(form, kind):
     """0.1 in fp32 thirteen times does not average to 0.1, and 1e-8 over (0 + epsilon) would be a signal."""
-    reward_I = torch.tensor([0.1] * 13 + [0.7] + [math.nan] * 3 + [0.2, math.nan])
-    group_I = torch.tensor([0] * 13 + [1] + [2] * 3 + [3] * 2)
+    reward_I = torch.tensor([0.1] * 12 + [math.nan, 0.1, 0.7] + [math.nan] * 3 + [0.2, math.nan])
+    group_I = torch.tensor([0] * 14 + [1] + [2] * 3 + [3] * 2)
     found = GROUP_FORMS[form](reward_I, group_I, kind, 1e-6)
-    assert torch.equal(found.advantage_I, torch.zeros(19)) and torch.equal(found.std_I, torch.zeros(19))
-    assert found.size_I.tolist() == [13] * 13 + [1] + [0] * 3 + [1] * 2
-    assert found.mean_I[13].item() == found.mean_I[13].item() and found.mean_I[14:17].isnan().all()
+    assert torch.equal(found.advantage_I, torch.zeros(20)) and torch.equal(found.std_I, torch.zeros(20))
+    assert found.size_I.tolist() == [13] * 14 + [1] + [0] * 3 + [1] * 2
+    assert (found.mean_I[:14] == reward_I[0]).all() and found.mean_I[15:18].isnan().all()
 
 
 @pytest.mark.parametrize("form", GROUP_FORMS)
