@@ -249,7 +249,7 @@ class TokenScanner {
         if (at_ >= length_) {
             return false;
         }
-        const std::uint64_t begin = at_;
+        begin_ = at_;
         if (kind == Kind::kSingle) {
             at_ += point.bytes;
         } else {
@@ -261,14 +261,19 @@ class TokenScanner {
                 at_ += point.bytes;
             }
         }
-        *hash = lowered_token_hash(text_, begin, at_);
+        *hash = lowered_token_hash(text_, begin_, at_);
         return true;
     }
+
+    // Where the last token stands in the text, in bytes.
+    OSIM_HD std::uint64_t begin() const { return begin_; }
+    OSIM_HD std::uint64_t end() const { return at_; }
 
   private:
     const std::uint8_t* text_;
     std::uint64_t length_;
     std::uint64_t at_ = 0;
+    std::uint64_t begin_ = 0;
 };
 
 }  // namespace osim

@@ -50,48 +50,66 @@ std::vector<Text> texts_of(const Input<std::uint8_t>& data, const Input<std::int
     return texts;
 }
 
-template <typename T, typename Field>
-Output<T> column(const std::vector<Match>& matches, Field field) {
-    auto values = std::make_unique_for_overwrite<T[]>(matches.size());
-    std::transform(matches.begin(), matches.end(), values.get(), field);
+template <typename T, typename Record, typename Field>
+Output<T> column(const std::vector<Record>& records, Field Record::* field) {
+    auto values = std::make_unique_for_overwrite<T[]>(records.size());
+    std::ranges::transform(records, values.get(), field);
     T* data = values.release();
-    return Output<T>(data, {matches.size()}, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<T*>(p); }));
+    return Output<T>(data, {records.size()}, nb::capsule(data, [](void* p) noexcept { delete[] static_cast<T*>(p); }));
 }
 
-using Columns = std::tuple<Output<std::int64_t>, Output<std::int32_t>, Output<std::int32_t>, Output<std::int32_t>>;
-
-Columns search(const Index& index, const Input<std::uint8_t>& data, const Input<std::int64_t>& text_offsets,
-               const Input<std::int64_t>& row_offsets, int threads) {
+// What visit(searcher, row, turns, found) finds in all rows, by row and item for any number of threads.
+template <typename Record, typename Visit>
+std::vector<Record> each_row(const Index& index, const Input<std::uint8_t>& data,
+                             const Input<std::int64_t>& text_offsets, const Input<std::int64_t>& row_offsets,
+                             int threads, Visit visit) {
     if (threads < 1) {
         throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
     }
     const std::vector<Text> texts = texts_of(data, text_offsets);
     check_offsets(row_offsets, static_cast<std::int64_t>(texts.size()), "row_offsets");
     const auto rows = static_cast<std::int64_t>(row_offsets.size()) - 1;
-    std::vector<Match> matches;
-    {
-        nb::gil_scoped_release release;
-        std::mutex lock;
-        dedup::for_each_block(rows, kRowsAtATime, threads, [&] {
-            return [&, searcher = Searcher(index, dedup::best_simd())](std::int64_t begin, std::int64_t end) mutable {
-                std::vector<Match> found;
-                for (std::int64_t row = begin; row < end; ++row) {
-                    const std::int64_t first = row_offsets.data()[row];
-                    const std::int64_t last = row_offsets.data()[row + 1];
-                    searcher.search(row, std::span(texts).subspan(first, last - first), &found);
-                }
-                const std::scoped_lock hold(lock);
-                matches.insert(matches.end(), found.begin(), found.end());
-            };
-        });
-        std::sort(matches.begin(), matches.end(), [](const Match& a, const Match& b) {  // for any number of threads
-            return a.row != b.row ? a.row < b.row : a.item < b.item;
-        });
-    }
-    return {column<std::int64_t>(matches, [](const Match& m) { return m.row; }),
-            column<std::int32_t>(matches, [](const Match& m) { return m.item; }),
-            column<std::int32_t>(matches, [](const Match& m) { return m.longest; }),
-            column<std::int32_t>(matches, [](const Match& m) { return m.covered; })};
+    std::vector<Record> records;
+    const nb::gil_scoped_release release;
+    std::mutex lock;
+    dedup::for_each_block(rows, kRowsAtATime, threads, [&] {
+        return [&, searcher = Searcher(index, dedup::best_simd())](std::int64_t begin, std::int64_t end) mutable {
+            std::vector<Record> found;
+            for (std::int64_t row = begin; row < end; ++row) {
+                const std::int64_t first = row_offsets.data()[row];
+                const std::int64_t last = row_offsets.data()[row + 1];
+                visit(searcher, row, std::span(texts).subspan(first, last - first), &found);
+            }
+            const std::scoped_lock hold(lock);
+            records.insert(records.end(), found.begin(), found.end());
+        };
+    });
+    std::ranges::stable_sort(records, {}, &Record::row);  // a row's records are in the order of items already
+    return records;
+}
+
+using Matches = std::tuple<Output<std::int64_t>, Output<std::int32_t>, Output<std::int32_t>, Output<std::int32_t>>;
+
+Matches search(const Index& index, const Input<std::uint8_t>& data, const Input<std::int64_t>& text_offsets,
+               const Input<std::int64_t>& row_offsets, int threads) {
+    const auto matches = each_row<Match>(
+        index, data, text_offsets, row_offsets, threads,
+        [](Searcher& searcher, std::int64_t row, auto turns, auto* found) { searcher.search(row, turns, found); });
+    return {column<std::int64_t>(matches, &Match::row), column<std::int32_t>(matches, &Match::item),
+            column<std::int32_t>(matches, &Match::longest), column<std::int32_t>(matches, &Match::covered)};
+}
+
+using Spans = std::tuple<Output<std::int64_t>, Output<std::int32_t>, Output<std::int32_t>, Output<std::int64_t>,
+                         Output<std::int64_t>>;
+
+Spans locate(const Index& index, const Input<std::uint8_t>& data, const Input<std::int64_t>& text_offsets,
+             const Input<std::int64_t>& row_offsets, int threads) {
+    const auto spans = each_row<Span>(
+        index, data, text_offsets, row_offsets, threads,
+        [](Searcher& searcher, std::int64_t row, auto turns, auto* found) { searcher.locate(row, turns, found); });
+    return {column<std::int64_t>(spans, &Span::row), column<std::int32_t>(spans, &Span::item),
+            column<std::int32_t>(spans, &Span::turn), column<std::int64_t>(spans, &Span::begin),
+            column<std::int64_t>(spans, &Span::end)};
 }
 
 }  // namespace
@@ -120,7 +138,9 @@ NB_MODULE(_decontaminate, module) {
                                                            nb::find(self));
                      })
         .def("search", &search, nb::arg("data"), nb::arg("text_offsets"), nb::arg("row_offsets"),
-             nb::arg("threads") = 1);
+             nb::arg("threads") = 1, "(row, item, longest, covered) of each row and item that share a run.")
+        .def("locate", &locate, nb::arg("data"), nb::arg("text_offsets"), nb::arg("row_offsets"),
+             nb::arg("threads") = 1, "(row, item, turn, begin, end) of each shared run and turn, in bytes.");
 }
 
 }  // namespace osim::decontaminate

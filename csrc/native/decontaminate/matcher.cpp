@@ -73,28 +73,16 @@ std::span<const Index::Place> Index::places(std::uint64_t hash) const {
     return {first, last};
 }
 
-void Searcher::search(std::int64_t row, std::span<const Text> turns, std::vector<Match>* matches) {
+void Searcher::find_runs(std::span<const Text> turns) {
     row_.clear();
     runs_.clear();
     active_.clear();
     for (const Text turn : turns) {
         const auto tokens = tokeniser_.tokens(turn);
+        if (!tokens.empty() && tokens.size() < kGram) {
+            match_whole_turn(tokens, row_.size());
+        }
         row_.insert(row_.end(), tokens.begin(), tokens.end());
-        if (tokens.empty() || tokens.size() >= kGram || index_.short_.empty()) {
-            continue;
-        }
-        const std::uint64_t hash = gram_hash(tokens.data(), tokens.size());
-        auto place = std::lower_bound(index_.short_.begin(), index_.short_.end(), hash,
-                                      [](const Index::Place& p, std::uint64_t h) { return p.hash < h; });
-        for (; place != index_.short_.end() && place->hash == hash; ++place) {
-            const std::uint32_t text = place->position;
-            const std::uint32_t end = index_.text_ends_[text];
-            const auto begin = end - static_cast<std::uint32_t>(tokens.size());
-            const std::uint32_t text_begin = text == 0 ? 0 : index_.text_ends_[text - 1];
-            if (begin == text_begin && std::equal(tokens.begin(), tokens.end(), index_.tokens_.begin() + begin)) {
-                runs_.push_back({text, begin, end});
-            }
-        }
     }
     for (std::size_t at = 0; at + kGram <= row_.size(); ++at) {
         const std::uint64_t hash = gram_hash(&row_[at], kGram);
@@ -110,12 +98,35 @@ void Searcher::search(std::int64_t row, std::span<const Text> turns, std::vector
             extend(at, place.position);
         }
     }
-    // runs of one item: the longest, and how much of the item they cover together
     std::sort(runs_.begin(), runs_.end(), [&](const Run& a, const Run& b) {
         const std::int32_t item_a = index_.item_of_[a.text];
         const std::int32_t item_b = index_.item_of_[b.text];
-        return item_a != item_b ? item_a < item_b : a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+        return item_a != item_b     ? item_a < item_b
+               : a.begin != b.begin ? a.begin < b.begin
+               : a.end != b.end     ? a.end < b.end
+                                    : a.row_begin < b.row_begin;
     });
+}
+
+// Texts of the items below kGram tokens that this turn is.
+void Searcher::match_whole_turn(std::span<const std::uint64_t> tokens, std::size_t row_begin) {
+    const std::uint64_t hash = gram_hash(tokens.data(), tokens.size());
+    auto place = std::lower_bound(index_.short_.begin(), index_.short_.end(), hash,
+                                  [](const Index::Place& p, std::uint64_t h) { return p.hash < h; });
+    for (; place != index_.short_.end() && place->hash == hash; ++place) {
+        const std::uint32_t text = place->position;
+        const std::uint32_t end = index_.text_ends_[text];
+        const auto begin = end - static_cast<std::uint32_t>(tokens.size());
+        const std::uint32_t text_begin = text == 0 ? 0 : index_.text_ends_[text - 1];
+        if (begin == text_begin && std::equal(tokens.begin(), tokens.end(), index_.tokens_.begin() + begin)) {
+            runs_.push_back({text, begin, end, row_begin});
+        }
+    }
+}
+
+void Searcher::search(std::int64_t row, std::span<const Text> turns, std::vector<Match>* matches) {
+    find_runs(turns);
+    // runs of one item: the longest, and how much of the item they cover together
     for (std::size_t i = 0; i < runs_.size();) {
         Match match{row, index_.item_of_[runs_[i].text], 0, 0};
         std::uint32_t covered_to = 0;
@@ -126,6 +137,35 @@ void Searcher::search(std::int64_t row, std::span<const Text> turns, std::vector
             covered_to = std::max(covered_to, run.end);
         }
         matches->push_back(match);
+    }
+}
+
+void Searcher::locate(std::int64_t row, std::span<const Text> turns, std::vector<Span>* spans) {
+    find_runs(turns);
+    if (runs_.empty()) {
+        return;
+    }
+    struct Place {
+        std::int32_t turn;
+        std::int64_t begin, end;
+    };
+    std::vector<Place> places;  // of each token of the row
+    for (std::size_t turn = 0; turn < turns.size(); ++turn) {
+        TokenScanner scanner(turns[turn].data(), turns[turn].size());
+        for (std::uint64_t hash; scanner.next(&hash);) {
+            places.push_back({static_cast<std::int32_t>(turn), static_cast<std::int64_t>(scanner.begin()),
+                              static_cast<std::int64_t>(scanner.end())});
+        }
+    }
+    for (const Run& run : runs_) {
+        const std::size_t end = run.row_begin + (run.end - run.begin);
+        for (std::size_t at = run.row_begin; at < end;) {
+            const Place& first = places[at];
+            while (at < end && places[at].turn == first.turn) {
+                ++at;
+            }
+            spans->push_back({row, index_.item_of_[run.text], first.turn, first.begin, places[at - 1].end});
+        }
     }
 }
 
@@ -155,8 +195,8 @@ void Searcher::extend(std::size_t at, std::uint32_t position) {
         ++row_end;
     }
     if (end - begin >= kGram) {  // a collision of n-gram hashes would end here
-        runs_.push_back({text, begin, end});
-        active_.push_back({offset, row_end, text});
+        runs_.push_back({text, begin, end, row_begin});
+        active_.push_back({offset, row_end});
     }
 }
 

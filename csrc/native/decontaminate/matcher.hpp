@@ -23,6 +23,15 @@ struct Match {
     std::int32_t covered;  // tokens of the item that lie in shared runs of at least kGram (or all of a short one)
 };
 
+// Bytes [begin, end) of one turn of a row that stand in a run shared with an item.
+struct Span {
+    std::int64_t row;
+    std::int32_t item;
+    std::int32_t turn;
+    std::int64_t begin;
+    std::int64_t end;
+};
+
 // An index of items, read-only once built, so that many threads may search it.
 //
 // An n-gram that stands in more than kCommon places says nothing about an item (a prompt that all items of a task
@@ -68,23 +77,30 @@ class Searcher {
     // an item at a turn; a text of the items that is shorter than kGram only matches a whole turn.
     void search(std::int64_t row, std::span<const Text> turns, std::vector<Match>* matches);
 
+    // Appends the places of the shared runs of one row, by item; those of one item may overlap.
+    void locate(std::int64_t row, std::span<const Text> turns, std::vector<Span>* spans);
+
   private:
     struct Run {
         std::uint32_t text;
         std::uint32_t begin;  // in the index's tokens
         std::uint32_t end;
+        std::size_t row_begin;  // of the first token in the row's
     };
+    struct Diagonal {
+        std::int64_t offset;  // position in the index minus position in the row
+        std::size_t row_end;  // the row is matched on this diagonal up to here
+    };
+
+    // Fills row_ and runs_, these in the order of items.
+    void find_runs(std::span<const Text> turns);
+    void match_whole_turn(std::span<const std::uint64_t> tokens, std::size_t row_begin);
     void extend(std::size_t at, std::uint32_t position);
 
     const Index& index_;
     Tokeniser tokeniser_;
     std::vector<std::uint64_t> row_;
     std::vector<Run> runs_;
-    struct Diagonal {
-        std::int64_t offset;   // position in the index minus position in the row
-        std::size_t row_end;   // the row is matched on this diagonal up to here
-        std::uint32_t text;
-    };
     std::vector<Diagonal> active_;
 };
 
