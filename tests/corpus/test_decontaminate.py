@@ -187,6 +187,6 @@ def test_a_bad_row_is_one_line_and_nothing_is_half_written(files, line, complain
 
 
 def test_rows_keep_their_numbers_over_chunks(files, monkeypatch):
-    monkeypatch.setattr("osim_core.corpus.decontaminate.ROWS_AT_A_TIME", 1)
+    monkeypatch.setattr("osim_core.corpus.decontaminate.run.ROWS_AT_A_TIME", 1)
     decontaminate(files / "in.jsonl", files / "items.jsonl", files / "out.parquet")
     assert pq.read_table(files / "out.parquet")["row"].to_pylist() == [1]
