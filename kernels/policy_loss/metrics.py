@@ -32,6 +32,12 @@ class PolicyMetrics:
     sums: torch.Tensor
     mismatch_max: torch.Tensor
 
+    @classmethod
+    def zeros(cls, device: torch.device) -> "PolicyMetrics":
+        """Of no token."""
+        fp64 = {"dtype": torch.float64, "device": device}
+        return cls(torch.zeros(len(SUMS), **fp64), torch.zeros((), **fp64))
+
     def __add__(self, other: "PolicyMetrics") -> "PolicyMetrics":
         """Of two micro-batches together."""
         return PolicyMetrics(self.sums + other.sums, torch.maximum(self.mismatch_max, other.mismatch_max))

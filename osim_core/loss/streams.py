@@ -1,21 +1,39 @@
 """One objective for every recipe:
 
-    loss = sum over streams s of  sum_t w_s[t] * l_s[t] / N_s
+    loss = sum over streams s of  c_s * sum_t w_s[t] * l_s[t] / N_s
 
 N_s is the sum of w_s over the whole optimizer step: every micro-batch of every data-parallel rank. It is known
 before the first forward pass, so gradients are plain sums and never depend on how rows were packed, sharded or
-accumulated. Shape suffixes: T tokens of a row, L this context-parallel rank's tokens.
+accumulated. c_s is 1 but for `kl`, whose coefficient is the objective's.
+
+    ce      l = -log p(token)
+    policy  l = the clipped surrogate of osim_kernels.policy_loss
+    kl      l = exp(r) - r - 1 with r = log p_reference - log p (k3 of Schulman 2020, unbiased for KL(p || reference) on
+            tokens that p wrote)
+
+Shape suffixes: T tokens of a row, L this context-parallel rank's tokens.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from osim_core.batch import PackedBatch
+from osim_core.batch import PackedBatch, PolicyColumns
+from osim_kernels.policy_loss import PolicyLossConfig, PolicyMetrics, policy_loss
 
-STREAMS = ("ce",)  # "policy" and "kl" come with recipes/rl.py and recipes/distill.py
+STREAMS = ("ce", "policy", "kl")
+LONGEST_LOG_RATIO = 20.0  # exp beyond it would overflow the loss; policy_loss holds its ratios the same way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How the streams' losses are made: the policy stream's surrogate and the coefficient of the kl stream."""
+
+    policy: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    kl_coefficient: float = 0.0
 
 
 def normalisers(batches: Iterable[PackedBatch]) -> dict[str, float]:
@@ -41,15 +59,59 @@ def normalisers(batches: Iterable[PackedBatch]) -> dict[str, float]:
     return result
 
 
-def objective(
-    logprob_L: torch.Tensor, weights: Mapping[str, torch.Tensor], totals: Mapping[str, float]
-) -> torch.Tensor:
-    """This micro-batch's share of the loss (a scalar, fp32); shares add up over micro-batches and ranks.
+@dataclass(frozen=True)
+class Row:
+    """What the losses need of this rank's part of a row: stream -> weights [L], the policy's columns [L], and the
+    borders of the row's segments within each of this rank's chunks, int64 [C, S+1] (the sequence ratio needs them)."""
 
-    logprob_L: fp32 log-probability of each label. weights: stream -> [L]. totals: N_s from `normalisers`.
+    weights: Mapping[str, torch.Tensor]
+    policy: PolicyColumns | None
+    borders: torch.Tensor | None
+
+
+def objective(
+    logprob_L: torch.Tensor, row: Row, totals: Mapping[str, float], settings: Objective
+) -> tuple[torch.Tensor, PolicyMetrics | None]:
+    """This micro-batch's share of the loss (a scalar, fp32; shares add up over micro-batches and ranks), and what the
+    policy stream did, if it is there.
+
+    logprob_L: fp32 log-probability of each label. totals: N_s from `normalisers`; a stream without any weight in the
+    whole step is left out.
     """
-    loss = logprob_L.new_zeros(())
-    for name, weight_L in weights.items():
-        assert name == "ce"
-        loss = loss - (weight_L * logprob_L).sum() / totals[name]
-    return loss
+    loss, metrics = logprob_L.new_zeros(()), None
+    for name, weight_L in row.weights.items():
+        if not totals[name]:
+            continue
+        if name == "ce":
+            share = -(weight_L * logprob_L).sum()
+        elif name == "policy":
+            token_loss_L, metrics = _policy(logprob_L, weight_L, row, settings.policy)
+            share = (weight_L * token_loss_L).sum()
+        else:
+            share = settings.kl_coefficient * (weight_L * _kl(logprob_L, weight_L, row.policy)).sum()
+        loss = loss + share / totals[name]
+    return loss, metrics
+
+
+def _policy(
+    logprob_L: torch.Tensor, weight_L: torch.Tensor, row: Row, config: PolicyLossConfig
+) -> tuple[torch.Tensor, PolicyMetrics]:
+    columns = row.policy
+    old_L = logprob_L.detach() if columns.old_logprobs_T is None else columns.old_logprobs_T
+    return policy_loss(
+        logprob_L,
+        old_L,
+        columns.advantages_T,
+        weights_T=weight_L,
+        config=config,
+        sampler_logprob_T=columns.sampler_logprobs_T,
+        cu_seqlens=row.borders,
+        context_parallel_group=parallel_state.get_context_parallel_group(),
+    )
+
+
+def _kl(logprob_L: torch.Tensor, weight_L: torch.Tensor, columns: PolicyColumns) -> torch.Tensor:
+    # where nothing is weighted both columns may hold anything, NaN included, and 0 * NaN would be NaN
+    ratio_L = torch.where(weight_L != 0, columns.reference_logprobs_T - logprob_L, 0.0)
+    ratio_L = ratio_L.clamp(-LONGEST_LOG_RATIO, LONGEST_LOG_RATIO)
+    return ratio_L.exp() - ratio_L - 1.0

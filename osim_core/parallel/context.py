@@ -23,6 +23,16 @@ def local_slice(tensor_T: torch.Tensor, rank: int, size: int) -> torch.Tensor:
     return torch.cat([tensor_T[start:stop] for start, stop in chunks]) if size > 1 else tensor_T
 
 
+def local_borders(cu_seqlens: torch.Tensor, length: int, rank: int, size: int) -> torch.Tensor:
+    """Segment borders [S+1] of a row of `length` tokens -> [C, S+1]: the same borders within each of this rank's C
+    chunks, counted in its local tokens. A segment without tokens in a chunk has equal borders there."""
+    borders, offset = [], 0
+    for start, stop in local_chunks(length, rank, size):
+        borders.append(cu_seqlens.clamp(start, stop) - start + offset)
+        offset += stop - start
+    return torch.stack(borders)
+
+
 class _GatherRow(torch.autograd.Function):
     """All ranks' local tokens in row order; backward sums the ranks' gradients of each token (reduce-scatter)."""
 

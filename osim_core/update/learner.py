@@ -4,7 +4,8 @@ megatron-core's schedules run the micro-batches (plain, 1F1B or interleaved); lo
 backward (osim_core/loss/streams.py), so gradients are summed, never averaged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from osim_core.batch import PackedBatch
 from osim_core.config import LayoutConfig, ModelConfig, OptimizerConfig, TrainConfig
 from osim_core.loss.head import HeadTargets, token_logprobs
-from osim_core.loss.streams import normalisers, objective
+from osim_core.loss.streams import Objective, Row, normalisers, objective
 from osim_core.model.build import build_model
 from osim_core.model.packed_row import PackedRow
-from osim_core.parallel.context import local_slice
+from osim_core.parallel.context import gather_row, local_borders, local_slice
 from osim_core.parallel.device import device
 from osim_core.update.optimizer import build_optimizer, chained, set_hyper_parameters, wrap_model
 from osim_core.update.schedule import learning_rate
+from osim_kernels.policy_loss import PolicyMetrics
 
 
 class NonFiniteError(FloatingPointError):
@@ -51,7 +53,12 @@ class Losses:
 
 @dataclass(frozen=True)
 class StepResult:
+    """objective: what the update minimised, all streams together. losses: of the ce stream. policy: what the policy
+    stream did, over all ranks, or None where the step had none."""
+
+    objective: float
     losses: Losses
+    policy: PolicyMetrics | None
     gradient_norm: float
     learning_rate: float
     updated: bool
@@ -72,7 +79,9 @@ class Learner:
         train: TrainConfig,
         num_sources: int,
         dump: Path,
+        objective: Objective | None = None,
     ) -> None:
+        self.objective = objective or Objective()
         self.model, self.optimizer_config, self.train = model, optimizer, train
         self.num_sources, self.dump = num_sources, dump
         self.chunks = wrap_model(build_model(model, layout, train.precision), layout)
@@ -102,77 +111,157 @@ class Learner:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        losses = self._run(batches, normalisers(batches))
+        value, losses, policy = self._run(batches, normalisers(batches))
         self.optimizer.prepare_grads()
         norm = float(self.optimizer.get_grad_norm())
         rate = learning_rate(self.optimizer_config, step, self.train.steps)
-        finite = torch.isfinite(torch.tensor([losses.mean, norm])).all().item()
+        finite = torch.isfinite(torch.tensor([value, norm])).all().item()
         if not finite:
             self._dump(batches, step)
             if self.train.on_non_finite == "stop":
                 dist.barrier()  # the first rank to leave ends the job: every dump is complete by then
                 raise NonFiniteError(
-                    f"step {step + 1}: loss {losses.mean}, gradient norm {norm}; weights unchanged, batch dumped to "
+                    f"step {step + 1}: loss {value}, gradient norm {norm}; weights unchanged, batch dumped to "
                     f"{self.dump}; look at it, or set --train.on-non-finite skip"
                 )
-            return StepResult(losses, norm, rate, updated=False)
+            return StepResult(value, losses, policy, norm, rate, updated=False)
         set_hyper_parameters(self.optimizer, rate, self.optimizer_config.weight_decay)
         if self.optimizer_config.clip_norm > 0:
             for part in chained(self.optimizer):
                 clip_grad_by_total_norm_fp32(part.get_parameters(), self.optimizer_config.clip_norm, norm)
         self.optimizer.step_with_ready_grads()
-        return StepResult(losses, norm, rate, updated=True)
+        return StepResult(value, losses, policy, norm, rate, updated=True)
 
     def evaluate(self, steps: Sequence[Sequence[PackedBatch]]) -> Losses:
         """Cross-entropy over several global batches, without gradients. Collective."""
-        for chunk in self.chunks:
-            chunk.eval()
-        parts = [self._run(batches, None) for batches in steps]
-        for chunk in self.chunks:
-            chunk.train()
+        with self._evaluating():
+            parts = [self._run(batches, None)[1] for batches in steps]
         return Losses(sum(part.sums for part in parts), sum(part.weights for part in parts))
 
-    def _run(self, batches: Sequence[PackedBatch], totals: dict[str, float] | None) -> Losses:
-        """Send the micro-batches through the schedule; returns the losses of all ranks on every rank.
+    def logprobs(self, batches: Sequence[PackedBatch]) -> list[torch.Tensor]:
+        """fp32 [T] on the host for each micro-batch: log p of each label that some stream weighs, 0 elsewhere.
+
+        Forward only, with the present weights. Collective; every rank of a model replica gets the whole rows.
+        """
+        group = parallel_state.get_context_parallel_group()
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        rows = [torch.empty(batch.num_tokens, device=device()) for batch in batches]
+        kept: list[torch.Tensor] = []
+        with self._evaluating():
+            self._schedule(batches, lambda logprob_L, batch, weights: self._keep(kept, logprob_L), forward_only=True)
+        for index, row_T in enumerate(rows):
+            if kept:  # this rank is of the last pipeline stage
+                row_T.copy_(gather_row(kept[index].float().view(-1, 1, 1), group).flatten())
+            dist.broadcast(row_T, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        return [row_T.cpu() for row_T in rows]
+
+    @staticmethod
+    def _keep(kept: list[torch.Tensor], logprob_L: torch.Tensor) -> torch.Tensor:
+        kept.append(logprob_L.detach())
+        return logprob_L.sum()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        for chunk in self.chunks:
+            chunk.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for chunk in self.chunks:
+                chunk.train()
+
+    def _run(
+        self, batches: Sequence[PackedBatch], totals: dict[str, float] | None
+    ) -> tuple[float, Losses, PolicyMetrics | None]:
+        """Send the micro-batches through the schedule; objective, losses and metrics of all ranks, on every rank.
 
         totals: the streams' normalisers; None runs forward only, where nothing is normalised (and a batch may be all
         padding).
         """
         sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=device())
+        # one tensor, so that a step costs one reduction: the objective, then the sums of PolicyMetrics
+        policy = PolicyMetrics.zeros(device())
+        value = torch.zeros(1, dtype=torch.float64, device=device())
+
+        def loss(logprob_L: torch.Tensor, batch: PackedBatch, row: Row) -> torch.Tensor:
+            nonlocal policy
+            with torch.no_grad():
+                if (weight_L := row.weights.get("ce")) is not None:
+                    sums.add_(self._cross_entropy(logprob_L, weight_L.double(), batch))
+            if totals is None:
+                return logprob_L.sum()
+            share, metrics = objective(logprob_L, row, totals, self.objective)
+            value.add_(share.detach())
+            policy = policy + metrics if metrics else policy
+            return share
+
+        self._schedule(batches, loss, forward_only=totals is None)
+        everyone = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        packed = torch.cat([sums.flatten(), value, policy.sums])
+        dist.all_reduce(packed, group=everyone)
+        worst = policy.mismatch_max.reshape(1).clone()
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=everyone)
+        # only the last pipeline stage has summed anything
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        for tensor in (packed, worst):
+            dist.broadcast(tensor, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+        flat, value, policy_sums = packed.cpu().split([sums.numel(), 1, len(policy.sums)])
+        metrics = PolicyMetrics(policy_sums, worst[0].cpu()) if totals and totals["policy"] else None
+        return value.item(), Losses(*flat.view_as(sums)), metrics
+
+    def _cross_entropy(self, logprob_L: torch.Tensor, weight_L: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """float64 [2, sources]: weighted sums of -log p, and of the weights, over this rank's tokens."""
+        lengths_S = batch.cu_seqlens.diff()
+        sources_T = batch.sources_S.repeat_interleave(lengths_S, output_size=batch.num_tokens)
+        sources_L = self._local(sources_T).clamp(min=0).long()  # padding weighs nothing
+        sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=device())
+        sums[0].index_add_(0, sources_L, -logprob_L.double() * weight_L)
+        sums[1].index_add_(0, sources_L, weight_L)
+        return sums
+
+    def _local(self, tensor_T: torch.Tensor) -> torch.Tensor:
+        rank = parallel_state.get_context_parallel_rank()
+        return local_slice(tensor_T, rank, parallel_state.get_context_parallel_world_size())
+
+    def _schedule(
+        self,
+        batches: Sequence[PackedBatch],
+        loss: Callable[[torch.Tensor, PackedBatch, Row], torch.Tensor],
+        forward_only: bool,
+    ) -> None:
+        """Run megatron-core's schedule over the micro-batches. On the last pipeline stage, loss(logprob_L, batch on
+        the device, this rank's part of it) gives what is differentiated."""
         rank = parallel_state.get_context_parallel_rank()
         size = parallel_state.get_context_parallel_world_size()
 
         def forward_step(batches: Iterator[PackedBatch], chunk: torch.nn.Module):
             row = next(batches)
             batch = row.to(device())
-            weights = {name: local_slice(weight, rank, size) for name, weight in batch.weights.items()}
             needed_T = torch.stack(list(row.weights.values())).abs().amax(0)  # on the host, as active_rows is
-            needed_L = local_slice(needed_T, rank, size)
+            needed_L = self._local(needed_T)
             logprob_L = chunk(
-                local_slice(batch.tokens_T, rank, size)[None],
-                local_slice(batch.positions_T, rank, size)[None],
+                self._local(batch.tokens_T)[None],
+                self._local(batch.positions_T)[None],
                 None,
                 packed_seq_params=PackedRow.of(row, self.model, device()),
                 output_processor=token_logprobs,
                 output_processor_context=HeadTargets(
-                    local_slice(batch.labels_T, rank, size),
+                    self._local(batch.labels_T),
                     needed_L.to(device(), non_blocking=True),
                     int(needed_L.count_nonzero()),
                 ),
             )
+            local = Row(
+                {name: self._local(weight_T) for name, weight_T in batch.weights.items()},
+                batch.policy and batch.policy.map(self._local),
+                batch.policy and local_borders(batch.cu_seqlens.long(), batch.num_tokens, rank, size),
+            )
 
-            def loss(logprob_L: torch.Tensor):
-                with torch.no_grad():
-                    weight_L = weights["ce"].double()
-                    lengths_S = batch.cu_seqlens.diff()
-                    sources_T = batch.sources_S.repeat_interleave(lengths_S, output_size=batch.num_tokens)
-                    sources_L = local_slice(sources_T, rank, size).clamp(min=0).long()  # padding weighs nothing
-                    sums[0].index_add_(0, sources_L, -logprob_L.double() * weight_L)
-                    sums[1].index_add_(0, sources_L, weight_L)
-                share = objective(logprob_L, weights, totals) if totals else logprob_L.sum()
-                return share, torch.zeros((), dtype=torch.int), {}
+            def scaled(logprob_L: torch.Tensor):
+                return loss(logprob_L, batch, local), torch.zeros((), dtype=torch.int), {}
 
-            return logprob_L, loss
+            return logprob_L, scaled
 
         iterators = [iter(batches) for _ in self.chunks]
         self.run_schedule(
@@ -182,13 +271,8 @@ class Learner:
             num_microbatches=len(batches),
             seq_length=batches[0].num_tokens,
             micro_batch_size=1,
-            forward_only=totals is None,
+            forward_only=forward_only,
         )
-        # only the last pipeline stage has summed anything
-        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        last = parallel_state.get_pipeline_model_parallel_last_rank()
-        dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-        return Losses(*sums.cpu())
 
     def _dump(self, batches: Sequence[PackedBatch], step: int) -> None:
         """Keep what this rank was fed when the numbers went wrong."""

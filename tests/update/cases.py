@@ -102,7 +102,7 @@ def streams(batches: list) -> dict | str:
     initialize(LayoutConfig(), seed=1)
     from megatron.core import parallel_state
 
-    from osim_core.loss.streams import normalisers, objective
+    from osim_core.loss.streams import Objective, Row, normalisers, objective
 
     try:
         totals = normalisers(batches)
@@ -110,7 +110,7 @@ def streams(batches: list) -> dict | str:
         for batch in batches:
             logprob_T = -(batch.tokens_T.float() / 7.0).requires_grad_()
             logprob_T.retain_grad()
-            loss = objective(logprob_T, batch.weights, totals)
+            loss, _ = objective(logprob_T, Row(batch.weights, None, None), totals, Objective())
             loss.backward()
             values += loss.item()
             gradients.append(logprob_T.grad)
