@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from osim_core._decontaminate import COMMON, GRAM
 from osim_core.corpus.decontaminate import Decontaminator, Item, decontaminate
+from osim_core.corpus.decontaminate.__main__ import main
 from osim_core.corpus.sources import SOURCES
 
 
@@ -150,17 +151,17 @@ def files(tmp_path):
     return tmp_path
 
 
-def run(folder):
-    command = [sys.executable, "-m", "osim_core.corpus.decontaminate", "in.jsonl", "--against", "items.jsonl"]
-    return subprocess.run([*command, "--out", "out.parquet"], cwd=folder, capture_output=True, text=True, check=False)
-
-
 def test_command_writes_matches_and_prints_counts(files):
-    done = run(files)
+    command = [sys.executable, "-m", "osim_core.corpus.decontaminate", "in.jsonl", "--against", "items.jsonl"]
+    command += ["--out", "out.parquet"]
+    done = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert (counts["rows"], counts["rows_flagged"]) == (2, 1)
     assert counts["benchmarks"] == {"tau": {"items": 1, "items_found": 1, "items_too_short": 0}}
+    assert counts["sources"]["in.jsonl"]["rows"] == 2 and "decontaminate search" in done.stderr
+    items = json.loads((files / "out.parquet.report.json").read_text())["items"]
+    assert items["q1"]["flagged"] == 1 and items["q1"]["sources"] == {"in.jsonl": 1}
     assert pq.read_table(files / "out.parquet").to_pylist() == [
         {"row": 1, "item": "q1", "benchmark": "tau", "longest": 13, "coverage": 1.0, "flagged": True}
     ]
@@ -177,12 +178,13 @@ def test_command_writes_matches_and_prints_counts(files):
         (b'{"text": "\\ud800"}', "in.jsonl, row 3: 'utf-8' codec"),
     ],
 )
-def test_a_bad_row_is_one_line_and_nothing_is_half_written(files, line, complaint):
+def test_a_bad_row_is_one_line_and_nothing_is_half_written(files, line, complaint, capsys, monkeypatch):
     with (files / "in.jsonl").open("ab") as file:
         file.write(line + b"\n")
-    done = run(files)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and complaint in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.chdir(files)
+    assert main(["in.jsonl", "--against", "items.jsonl", "--out", "out.parquet"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and complaint in printed and printed.count("\n") == 1
     assert sorted(path.name for path in files.iterdir()) == ["in.jsonl", "items.jsonl"]
 
 

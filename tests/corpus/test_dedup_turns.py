@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osim_core import _dedup
 from osim_core.corpus.dedup import find_duplicates
 from osim_core.corpus.dedup.turns import TurnSettings, choose_dropped, count_conversations, find_recurring_turns, main
 from osim_core.corpus.sources import SOURCES
@@ -171,8 +172,6 @@ def test_bad_rows_are_named_or_quarantined(line, reason, tmp_path):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.tuples(st.text(), st.booleans()), min_size=1, max_size=3), min_size=1, max_size=4))
 def test_the_scanner_finds_the_messages_that_json_finds(tmp_path_factory, rows):
-    from osim_core import _dedup
-
     keys = ("content", "c\\u006fntent")  # the same key
     lines = [
         json.dumps(
