@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from osim_core.batch import PolicyColumns
 from tests.support.models import random_rows
 
 ROW = random_rows(rows=1, length=64, vocab_size=50)[0]
@@ -22,6 +23,8 @@ ROW = random_rows(rows=1, length=64, vocab_size=50)[0]
         {"weights": {"ce": torch.ones(63)}},
         {"sources_S": ROW.sources_S[:-1]},
         {"documents_S": ROW.documents_S[:-1]},
+        {"policy": PolicyColumns(advantages_T=torch.ones(63), sampler_logprobs_T=torch.ones(64))},
+        {"policy": PolicyColumns(advantages_T=torch.ones(64).double(), sampler_logprobs_T=torch.ones(64))},
     ],
 )
 def test_a_row_whose_parts_disagree_is_refused(broken):
@@ -43,9 +46,17 @@ def test_empty_segments_are_allowed():
 
 
 def test_moving_keeps_every_value():
-    row = replace(ROW, parents_S=torch.full_like(ROW.sources_S, -1))
+    columns = PolicyColumns(
+        advantages_T=torch.rand(64), sampler_logprobs_T=torch.rand(64), old_logprobs_T=torch.rand(64)
+    )
+    row = replace(ROW, parents_S=torch.full_like(ROW.sources_S, -1), policy=columns)
     moved = row.to(torch.device("cpu"))
+    for column in fields(columns):
+        before, after = getattr(columns, column.name), getattr(moved.policy, column.name)
+        assert (before is after is None) or torch.equal(before, after)
     for field in fields(row):
+        if field.name == "policy":
+            continue
         before, after = getattr(row, field.name), getattr(moved, field.name)
         if field.name == "weights":
             assert before.keys() == after.keys()
