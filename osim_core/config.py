@@ -39,6 +39,7 @@ class DataConfig:
 
     sources: dict[str, float] = field(default_factory=dict)  # source -> epochs of it in one pass; {} means each once
     paths: tuple[str, ...] = ()  # the user's own parquet or JSONL files, beside or instead of packaged sources
+    corpus: str = ""  # a folder that recipes/corpus.py built, with its tokenizer, instead of sources and paths
     roles: dict[str, str] = field(default_factory=dict)  # data_source (or "prefix*") of paths -> corpus/roles.py name
     chat_format: Literal["template", "chatml"] = "template"  # the tokenizer's own, or plain ChatML regardless
     tokenizer: str = "trained"  # "trained" (BPE trained on the data), a tokenizer.json or its folder, or a .model
@@ -67,6 +68,14 @@ class LayoutConfig:
     distributed_optimizer: bool = True
     overlap: bool = False  # overlap gradient reduction and parameter gathering with compute
     recompute: Literal["none", "selective", "full"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on every linear layer of the decoder; all else is frozen."""
+
+    rank: int = 32
+    alpha: float = 64.0  # the adapter's output is scaled by alpha / rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,79 @@ class MidtrainConfig:
     optimizer: OptimizerConfig
     train: TrainConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig:
+    """Who writes the social contexts that sources lack, and what that may cost."""
+
+    writer: Literal["rules", "endpoint", "vllm"] = "rules"  # rules: only what the record states
+    model: str = ""  # of endpoint and vllm
+    base_url: str = ""  # of endpoint, such as http://host:8000/v1
+    concurrency: int = 16  # requests in flight of each process
+    prompt_price: float = 0.0  # per million tokens, for the report
+    completion_price: float = 0.0
+    max_missing_share: float = 0.05  # of contexts that a model was to write; unstated ones of `rules` do not count
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """What conversations must be to stay; corpus/filters says what each word means."""
+
+    languages: tuple[str, ...] = ()  # ISO 639-1; () keeps all
+    min_trained_words: int = 1
+    min_words: int = 5
+    max_words: int = 100_000
+    drop_balance: tuple[str, ...] = ("monologue", "silent")
+    drop_machine: tuple[str, ...] = ()  # kinds of machine-written text; () only labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig:
+    threshold: float = 0.8  # Jaccard index of word 5-grams
+    policy: Literal["drop", "flag"] = "drop"  # flag keeps duplicates; a cluster never lies in two splits either way
+    priorities: tuple[str, ...] = ()  # sources whose row survives, first choice first; the others follow as read
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminateConfig:
+    policy: Literal["drop", "mask", "flag"] = "drop"
+    benchmarks: bool = True  # the items of SOUL-Index that ship with packages
+    against: tuple[str, ...] = ()  # JSONL files of further items: id, text or messages, benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Rows of the first epoch, planned ahead; a midtraining run with the same settings starts from this plan."""
+
+    sequence_length: int = 1024
+    document_length: int | None = None
+    overlong: Literal["split", "truncate", "drop"] = "split"
+    epochs: dict[str, float] = field(default_factory=dict)  # source -> epochs of it in one pass; as data.sources
+    seed: int = 1234
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Everything recipes/corpus.py needs."""
+
+    name: str
+    packaged: tuple[str, ...] = ()  # packaged sources
+    sources: dict[str, str] = field(default_factory=dict)  # registered source -> its file or folder
+    rows: tuple[str, ...] = ()  # your own files or folders: messages + data_source
+    roles: dict[str, str] = field(default_factory=dict)  # data_source (or "prefix*") of rows -> corpus/roles.py name
+    max_bad_share: float = 0.01  # of a source's rows that may be unusable; more stops the build
+    context: ContextConfig = field(default_factory=ContextConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
+    validation_share: float = 0.05  # of participants (or plays, debates)
+    tokenizer: str = "trained"  # "trained" (BPE), a tokenizer.json or its folder, or a .model
+    tokenizer_vocab_size: int = 4096  # of a trained one
+    chat_format: Literal["template", "chatml"] = "template"
+    pack: PackConfig = field(default_factory=PackConfig)
+    chunk_megabytes: int = 32  # of JSON in a part
+    cache: str = "data"  # stages, tokens and contexts by content, plans
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -181,8 +181,13 @@ def unwrap(chunk: torch.nn.Module) -> GPTModel:
     return chunk
 
 
-def _named_parameters(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of this rank with global layer indices in their names."""
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is a low-rank adapter's (model/lora.py): a Hugging Face model holds it merged."""
+    return ".lora_" in name
+
+
+def named_parameters(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters of this rank, adapters too, with global layer indices in their names."""
     for chunk in map(unwrap, chunks):
         numbers = {str(i): str(layer.layer_number - 1) for i, layer in enumerate(chunk.decoder.layers)}
         for name, parameter in chunk.named_parameters():
@@ -194,10 +199,12 @@ def _named_parameters(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torc
 
 @torch.no_grad()
 def load_weights(chunks: list[torch.nn.Module], weights: Weights, model: ModelConfig) -> None:
-    """Fill this rank's parameters from `weights`, casting to the model's dtype. No communication."""
+    """Fill this rank's parameters, adapters aside, from `weights`, casting to the model's dtype. No communication."""
     rank = parallel_state.get_tensor_model_parallel_rank()
     size = parallel_state.get_tensor_model_parallel_world_size()
-    for name, parameter in _named_parameters(chunks):
+    for name, parameter in named_parameters(chunks):
+        if is_adapter(name):
+            continue
         local = _to_local(name, [weights(source) for source in _sources(name, model)], model, rank, size)
         assert local.shape == parameter.shape, (name, local.shape, parameter.shape)
         parameter.copy_(local)
@@ -211,14 +218,15 @@ def full_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full CPU tensor) of this pipeline stage's parameters; collective over tensor parallel.
 
-    `value` maps a parameter to the tensor wanted of it (its gradient, say). Only tensor-parallel rank 0 receives
-    anything; the others iterate over nothing but take part in the gathers, so every rank must exhaust the iterator.
+    `value` maps a parameter to the tensor wanted of it (its gradient, say; model/lora.py's `merged`). Only
+    tensor-parallel rank 0 receives anything; the others iterate over nothing but take part in the gathers, so every
+    rank must exhaust the iterator.
     """
     group = parallel_state.get_tensor_model_parallel_group()
     size, first = group.size(), group.rank() == 0
-    for name, parameter in _named_parameters(chunks):
-        if name == "output_layer.weight" and model.tied_embeddings:
-            continue  # the last stage's copy of the embedding
+    for name, parameter in named_parameters(chunks):
+        if is_adapter(name) or (name == "output_layer.weight" and model.tied_embeddings):
+            continue  # part of its base weight; the last stage's copy of the embedding
         local = value(parameter).contiguous()
         parts = [local]
         if size > 1 and _split_dim(name) is not None:

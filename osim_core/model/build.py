@@ -22,7 +22,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from osim_core.config import LayoutConfig, ModelConfig
+from osim_core.config import LayoutConfig, LoraConfig, ModelConfig
+from osim_core.model.lora import adapt_spec, freeze
 from osim_core.model.packed_row import PackedRow
 from osim_core.parallel.context import gather_row
 from osim_kernels.packed_attention import packed_attention
@@ -122,18 +123,28 @@ def transformer_config(model: ModelConfig, layout: LayoutConfig, precision: str)
     )
 
 
-def build_model(model: ModelConfig, layout: LayoutConfig, precision: str) -> list[GPTModel]:
+def build_model(
+    model: ModelConfig, layout: LayoutConfig, precision: str, lora: LoraConfig | None = None
+) -> list[GPTModel]:
     """This rank's model chunks (one per virtual pipeline stage), on its device, weights uninitialised.
+
+    lora: adapters on every linear layer, and nothing else trainable. Transformer Engine fuses a norm into two of those
+    layers, where an adapter needs the normed input, so such a model takes megatron-core's own layers; with FP8, which
+    needs Transformer Engine, that raises ValueError.
 
     Needs parallel_state (osim_core.parallel.layout.initialize, or a fake group for a dry run).
     """
     config = transformer_config(model, layout, precision)
     chunks = range(layout.virtual_pipeline) if layout.virtual_pipeline > 1 else [None]
-    return [_build_chunk(config, model, vp_stage) for vp_stage in chunks]
+    if lora and precision == "fp8":
+        raise ValueError("lora: adapters need train.precision bf16 or fp32; FP8 layers have no place for them")
+    return [_build_chunk(config, model, vp_stage, lora) for vp_stage in chunks]
 
 
-def _build_chunk(config: TransformerConfig, model: ModelConfig, vp_stage: int | None) -> GPTModel:
-    if use_transformer_engine():
+def _build_chunk(
+    config: TransformerConfig, model: ModelConfig, vp_stage: int | None, lora: LoraConfig | None
+) -> GPTModel:
+    if use_transformer_engine() and not lora:
         layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=model.qk_norm), None
     else:
         layer, norm = get_gpt_layer_local_spec(qk_layernorm=model.qk_norm, normalization="RMSNorm"), RMSNorm
@@ -141,12 +152,14 @@ def _build_chunk(config: TransformerConfig, model: ModelConfig, vp_stage: int | 
         if model.qk_norm:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = RMSNorm
+        if lora:
+            adapt_spec(layer, lora)
     layer.submodules.self_attention.submodules.core_attention = PackedCoreAttention
     if norm is not None:  # the block would pick Apex's or torch's norm for its last one
         layers = get_num_layers_to_build(config, vp_stage=vp_stage)
         layer = TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)
     stage = {} if vp_stage is None else {"ignore_virtual": False, "vp_stage": vp_stage}
-    return GPTModel(
+    chunk = GPTModel(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=model.vocab_size,
@@ -158,3 +171,6 @@ def _build_chunk(config: TransformerConfig, model: ModelConfig, vp_stage: int | 
         parallel_output=True,
         vp_stage=vp_stage,
     )
+    if lora:
+        freeze(chunk)
+    return chunk

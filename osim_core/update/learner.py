@@ -17,7 +17,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from osim_core.batch import PackedBatch
-from osim_core.config import LayoutConfig, ModelConfig, OptimizerConfig, TrainConfig
+from osim_core.config import LayoutConfig, LoraConfig, ModelConfig, OptimizerConfig, TrainConfig
 from osim_core.loss.head import HeadTargets, token_logprobs
 from osim_core.loss.streams import Objective, Row, normalisers, objective
 from osim_core.model.build import build_model
@@ -80,11 +80,12 @@ class Learner:
         num_sources: int,
         dump: Path,
         objective: Objective | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.objective = objective or Objective()
         self.model, self.optimizer_config, self.train = model, optimizer, train
         self.num_sources, self.dump = num_sources, dump
-        self.chunks = wrap_model(build_model(model, layout, train.precision), layout)
+        self.chunks = wrap_model(build_model(model, layout, train.precision, lora), layout)
         self.optimizer = build_optimizer(self.chunks, optimizer, layout)
         config = self.chunks[0].config
         # the schedules offer the token count of Megatron's own per-token loss; ours is normalised already
