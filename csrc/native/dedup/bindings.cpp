@@ -52,8 +52,17 @@ class BufferTexts : public Texts {
         return {data_ + offsets_[row], static_cast<std::size_t>(offsets_[row + 1] - offsets_[row])};
     }
     Text read(std::int64_t row, std::vector<std::uint8_t>&) const override { return text(row); }
+    void prefetch(std::int64_t row) const override {
+        constexpr std::size_t kLine = 64;
+        const Text bytes = text(row);
+        for (std::size_t at = 0; at < std::min(bytes.size(), kPrefetchBytes); at += kLine) {
+            __builtin_prefetch(bytes.data() + at);
+        }
+    }
 
   private:
+    static constexpr std::size_t kPrefetchBytes = 2048;  // then the processor goes on by itself
+
     const std::uint8_t* data_;
     const std::int64_t* offsets_;
     std::int64_t count_;

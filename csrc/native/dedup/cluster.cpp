@@ -228,6 +228,9 @@ class BandWorker {
         if (std::ranges::all_of(rows, [&](std::uint32_t row) { return forest_.root(row) == root; })) {
             return;  // connected already: nothing to learn, and large clusters meet in every band
         }
+        for (const std::uint32_t row : rows.first(std::min<std::size_t>(rows.size(), kPrefetched))) {
+            input_.texts->prefetch(row);
+        }
         std::sort(rows.begin(), rows.end(),
                   [&](std::uint32_t a, std::uint32_t b) { return input_.hashes[a] < input_.hashes[b]; });
         for (std::size_t i = 1; i < rows.size(); ++i) {
@@ -255,6 +258,8 @@ class BandWorker {
         const double agree = threshold + (1 - threshold) / 16;
         return static_cast<int>(kLanes * (agree - 4.5 * std::sqrt(agree * (1 - agree) / kLanes)));
     }
+
+    static constexpr std::size_t kPrefetched = 8;  // most buckets are smaller; the cache holds no more
 
     const ClusterInput& input_;
     const int least_equal_ = least_equal(input_.threshold);

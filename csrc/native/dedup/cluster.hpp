@@ -23,6 +23,7 @@ class Texts {
   public:
     virtual ~Texts() = default;
     virtual Text read(std::int64_t row, std::vector<std::uint8_t>& buffer) const = 0;
+    virtual void prefetch(std::int64_t) const {}  // it may be read soon
 };
 
 struct ClusterInput {
