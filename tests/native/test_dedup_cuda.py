@@ -125,9 +125,15 @@ def border_texts() -> list[bytes]:
 def long_texts() -> list[bytes]:
     """Numbers of distinct shingles around those that ask for 32-bit lanes as well (820) and alone (1,025)."""
     counted = [words(4 + n, 10**9, n) for n in (818, 819, 820, 821, 1_023, 1_024, 1_025, 1_026)]
-    counted += [words(1_060, 10**6, seed) for seed in range(90)]  # in some, a round of 32 ends at 1,024
     counted += [words(4 + n, 10**9) + b" a b c d zeugnid" * 40 for n in (805, 811, 812, 813)]
     return [*counted, words(5_000, 3_000), words(5_000, 3), words(1_200, 5), words(3_000, 4), words(2_000, 8)]
+
+
+def full_rounds() -> list[bytes]:
+    """A text that has 1,024 distinct shingles where a round of tokens ends, and then more: its first chunk holds 100
+    tokens, each other one 64."""
+    letters = random.Random(5).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=48)
+    return [" ".join(letters + [f"{n:07}" for n in range(1_010)]).encode()]
 
 
 def malformed_texts() -> list[bytes]:
@@ -149,6 +155,7 @@ CORPORA = {
     "dialogues": lambda: [text.encode() for text in make_corpus(600)],
     "borders": border_texts,
     "long": long_texts,
+    "full rounds": full_rounds,
     "malformed": malformed_texts,
 }
 
