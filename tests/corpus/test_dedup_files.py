@@ -91,6 +91,26 @@ def test_files_one_by_one_give_the_clusters_of_one_run(corpus, clusters, tmp_pat
     assert pq.read_table(tmp_path / "old.parquet")["cluster"].to_pylist() == first.survivor.tolist()
 
 
+def test_steps_in_any_order_end_in_the_same_clusters(corpus, clusters, tmp_path, small_chunks):
+    """Four files come to a store one after the other, in another order than that of the rows, on one or two threads."""
+    cuts = [0, 500, 1_100, 2_300, 3_000]
+    spans = list(itertools.pairwise(cuts))
+    steps = [spans[2], spans[0], spans[3], spans[1]]
+    for number, (a, b) in enumerate(steps):
+        path = write_rows(tmp_path / f"{number}.jsonl", corpus[a:b])
+        settings = Settings(store=tmp_path / "store", threads=1 + number % 2)
+        deduplicate(path, tmp_path / f"{number}.parquet", settings)
+    paths = [tmp_path / f"{number}.jsonl" for number in range(4)]
+    deduplicate(paths, tmp_path / "all.parquet", settings)  # every sketch is known: only clusters again
+    came = np.concatenate([np.arange(a, b) for a, b in steps])
+    once = find_duplicates([corpus[i] for i in came]).survivor
+    assert read(tmp_path / "all.parquet")["cluster"] == once.tolist()
+    assert read(tmp_path / "3.parquet")["cluster"] == once[-600:].tolist()
+    together = clusters.survivor[came]  # the same rows share a cluster, whoever names it
+    pairs = set(zip(once.tolist(), together.tolist(), strict=True))
+    assert len(pairs) == np.unique(once).size == np.unique(together).size
+
+
 def test_many_files_are_one_corpus(corpus, clusters, tmp_path, small_chunks):
     cuts = [0, 700, 701, 701, 2_000, 3_000]  # one has a single row, one none
     paths = [write_rows(tmp_path / f"{n}.jsonl", corpus[a:b]) for n, (a, b) in enumerate(itertools.pairwise(cuts))]

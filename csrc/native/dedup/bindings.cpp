@@ -244,7 +244,10 @@ Output1d<std::uint32_t> shingle_hashes(nb::bytes text, bool scalar) {
     return std::move(out).array();
 }
 
-Output2d<std::uint16_t> minhash(Input1d<std::uint32_t> shingles, Input1d<std::int64_t> offsets, bool scalar) {
+// Lanes of sets of shingles; minhash16 or minhash32 makes them.
+template <typename Lane>
+Output2d<Lane> minhash(Input1d<std::uint32_t> shingles, Input1d<std::int64_t> offsets, bool scalar,
+                       void (*lanes_of)(const std::uint32_t*, std::size_t, Simd, Lane*)) {
     const auto count = offsets.shape(0) - 1;
     for (std::size_t i = 0; i < count; ++i) {
         if (offsets(i) < 0 || offsets(i + 1) <= offsets(i) ||
@@ -252,15 +255,29 @@ Output2d<std::uint16_t> minhash(Input1d<std::uint32_t> shingles, Input1d<std::in
             throw std::invalid_argument("set " + std::to_string(i) + " is empty or past the shingles");
         }
     }
-    Column<std::uint16_t> out(count * kLanes);
+    Column<Lane> out(count * kLanes);
     {
         nb::gil_scoped_release unlocked;
         for (std::size_t i = 0; i < count; ++i) {
-            minhash16(shingles.data() + offsets(i), static_cast<std::size_t>(offsets(i + 1) - offsets(i)),
-                      simd_of(scalar), out.data() + i * kLanes);
+            lanes_of(shingles.data() + offsets(i), static_cast<std::size_t>(offsets(i + 1) - offsets(i)),
+                     simd_of(scalar), out.data() + i * kLanes);
         }
     }
     return std::move(out).matrix(count, kLanes);
+}
+
+Output2d<std::uint32_t> band_keys(Input2d<std::uint16_t> lanes) {
+    const std::size_t count = lanes.shape(0);
+    if (lanes.shape(1) != kLanes) {
+        throw std::invalid_argument("signatures have " + std::to_string(kLanes) + " lanes");
+    }
+    Column<std::uint32_t> keys(kBands * count);
+    for (std::size_t i = 0; i < count; ++i) {
+        for (int band = 0; band < kBands; ++band) {
+            keys.data()[band * count + i] = band_key(lanes.data() + i * kLanes + band * kRows);
+        }
+    }
+    return std::move(keys).matrix(kBands, count);
 }
 
 }  // namespace
@@ -306,6 +323,17 @@ NB_MODULE(_dedup, m) {
     m.def("tokens", &token_hashes, nb::arg("text"), nb::arg("scalar") = false, "Token hashes of UTF-8, uint64.");
     m.def("shingles", &shingle_hashes, nb::arg("text"), nb::arg("scalar") = false,
           "Hashes of all runs of five tokens, uint32 [S], repeats included.");
-    m.def("minhash", &minhash, nb::arg("shingles").noconvert(), nb::arg("offsets").noconvert(),
-          nb::arg("scalar") = false, "16-bit lanes, uint16 [N, K], of non-empty sets: uint32 and offsets [N + 1].");
+    m.def("minhash",
+          [](Input1d<std::uint32_t> shingles, Input1d<std::int64_t> offsets, bool scalar) {
+              return minhash<std::uint16_t>(shingles, offsets, scalar, minhash16);
+          },
+          nb::arg("shingles").noconvert(), nb::arg("offsets").noconvert(), nb::arg("scalar") = false,
+          "16-bit lanes, uint16 [N, K], of non-empty sets: uint32 and offsets [N + 1].");
+    m.def("minhash_wide",
+          [](Input1d<std::uint32_t> shingles, Input1d<std::int64_t> offsets, bool scalar) {
+              return minhash<std::uint32_t>(shingles, offsets, scalar, minhash32);
+          },
+          nb::arg("shingles").noconvert(), nb::arg("offsets").noconvert(), nb::arg("scalar") = false,
+          "32-bit lanes, uint32 [N, K], which sets of more than WIDE_SHINGLES have.");
+    m.def("band_keys", &band_keys, nb::arg("lanes").noconvert(), "uint32 [B, N] of 16-bit lanes [N, K].");
 }
