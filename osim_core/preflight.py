@@ -38,6 +38,8 @@ def check_config(config: MidtrainConfig, processes: int) -> None:
 def check_vocabulary(config: MidtrainConfig) -> None:
     """Raises ValueError where the tokenizer has ids that the model's embedding has no row for."""
     name, rows = config.data.tokenizer, config.model.vocab_size
+    if config.data.corpus:  # it has its own
+        name = str(Path(config.data.corpus) / "tokenizer")
     size = config.data.tokenizer_vocab_size if name == "trained" else tokenizer.load(name).vocab_size
     if size > rows:
         whose = "data.tokenizer_vocab_size" if name == "trained" else f"the vocabulary of {name}"

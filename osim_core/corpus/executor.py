@@ -4,7 +4,8 @@ because parts are independent and named, and nothing depends on which ends first
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from types import TracebackType
 from typing import Any, Protocol
 
 
@@ -15,25 +16,42 @@ class Executor(Protocol):
 
 
 class Local:
-    """A pool of `processes` on this machine; one process means this one."""
+    """A pool of `processes` on this machine; one process means this one. The pool starts with the first work for it
+    and lives until `close` (or the end of a `with` block), since a start costs seconds of imports."""
 
     def __init__(self, processes: int) -> None:
         if processes < 1:
             raise ValueError(f"processes must be at least 1, got {processes}")
         self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         if self.processes == 1 or len(items) < 2:
             yield from map(function, items)
             return
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit the locks of our threads
-        with ProcessPoolExecutor(min(self.processes, len(items)), mp_context=context) as pool:
-            futures = [pool.submit(function, item) for item in items]
-            try:
-                for future in as_completed(futures):
-                    yield future.result()
-            finally:  # after an exception: parts that have not begun never do
-                pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a forked child would inherit the locks of our threads
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context)
+        futures = [self._pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:  # after an exception: parts that have not begun never do
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def close(self) -> None:
+        """End the pool's processes; the next `run` would start others."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 class Ray:
@@ -50,6 +68,12 @@ class Ray:
         self.ray = ray
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False)
+
+    def __enter__(self) -> "Ray":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """The cluster is not ours to end."""
 
     def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         task = self.ray.remote(num_cpus=1)(function)

@@ -9,6 +9,8 @@ together wait for the one that builds.
     python -m osim_core.corpus.prepare                    # default sources, prints what they hold
     python -m osim_core.corpus.prepare chats.jsonl        # your own rows instead
 
+This is the quick way from dialogue to shards; recipes/corpus.py is the full one, and `data.corpus` names what it built.
+
 manifest.json holds: sources (names, in the order shards refer to them); shards {split: entries}; statistics {source:
 {split: {documents, tokens, loss_tokens}}}; notes {source: {what was left out: how many}}; licences; tokenizer
 (vocab_size, end_of_turn, fingerprint; its files are in tokenizer/); baselines (ngram.py); seed; identity (what the
@@ -56,6 +58,8 @@ def prepare(data: DataConfig, report: Report | None = None) -> Path:
     `report` is called as (stage, done, total) while it works. Raises ValueError, with nothing left behind that could
     be taken for good, for whatever is wrong with a source, file, row, tokenizer or chat template.
     """
+    if data.corpus:
+        return open_corpus(data)
     corpus = _Corpus(data)
     identity = corpus.identity()
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -72,13 +76,32 @@ def prepare(data: DataConfig, report: Report | None = None) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         try:
-            manifest = corpus.build(partial, report or (lambda stage, done, total: None))
+            manifest = corpus.stages(partial, report or (lambda stage, done, total: None))
         except ValueError:
             shutil.rmtree(partial)
             raise
         write_durably(partial / "manifest.json", json.dumps({**manifest, "identity": identity}, indent=1).encode())
         partial.rename(folder)
         sync_folder(cache)
+    return folder
+
+
+def open_corpus(data: DataConfig) -> Path:
+    """The folder that recipes/corpus.py built. Raises ValueError if it is none, or not what the config asks for."""
+    folder = Path(data.corpus)
+    if data.paths:
+        raise ValueError("data.corpus and data.paths: a built corpus has its own sources; give your rows to its recipe")
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(f"data.corpus: {folder} has no manifest.json; build it with recipes/corpus.py")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in data.sources:
+        if name not in manifest["sources"]:
+            raise ValueError(f"data.sources: no source {name!r}; {folder} has {', '.join(manifest['sources'])}")
+    if manifest["masked_turns"] and data.loss_on == "everyone":
+        raise ValueError(
+            f"data.loss_on everyone: {folder} masks {manifest['masked_turns']} turns that hold benchmark items, which "
+            "only the simulated side's loss respects; use data.loss_on simulated, or decontaminate with policy drop"
+        )
     return folder
 
 

@@ -20,16 +20,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from osim_core.corpus.conversation import RenderedDocument
 from osim_core.corpus.durable import exclusive, map_file, sha256_of, write_durably
 from osim_core.corpus.indexed import IndexedTokens, IndexedWriter, token_dtype
-
-if TYPE_CHECKING:
-    from osim_core.corpus.conversation import RenderedDocument
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ class ShardWriter:
         self._turns: list[np.ndarray] = []
         self._max_token = 0
 
-    def add(self, document: "RenderedDocument") -> None:
+    def add(self, document: RenderedDocument) -> None:
         """Append one document. Raises ValueError naming its id if it is empty, inconsistent or out of vocabulary."""
         self._check(document)
         if len(self._writer) == self.max_documents:
@@ -93,7 +91,7 @@ class ShardWriter:
     def __exit__(self, *exception) -> None:
         self._writer.__exit__(*exception)
 
-    def _check(self, document: "RenderedDocument") -> None:
+    def _check(self, document: RenderedDocument) -> None:
         where = f"document {document.id!r} of {document.source!r}"
         tokens, length = document.tokens, len(document.tokens)
         if length == 0:
@@ -291,6 +289,18 @@ class ShardSet:
         shard, row = self._at(document)
         offsets, values = shard.turn_starts
         return values[offsets[row] : offsets[row + 1]]
+
+    def document(self, document: int) -> RenderedDocument:
+        """All of it; arrays are read-only views."""
+        shard, row = self._at(document)
+        offsets, values = shard.loss_spans
+        return RenderedDocument(
+            id=self.id(document),
+            source=self.source_names[shard.sources[row]],
+            tokens=shard.index.tokens(row),
+            loss_spans=values[offsets[row] : offsets[row + 1]].reshape(-1, 2),
+            turn_starts=self.turn_starts(document),
+        )
 
     def ragged(
         self, column: Literal["loss_spans", "turn_starts"], documents: np.ndarray

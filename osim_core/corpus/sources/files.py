@@ -51,7 +51,7 @@ def read(files: Sequence[Path], roles: RoleTable) -> Iterator[Conversation]:
     """
     for path in files:
         for where, row in _rows(path):
-            yield _conversation(path, where, row, roles)
+            yield conversation_of(path, where, row, roles)
 
 
 def count_sources(files: Sequence[Path]) -> Counter[str]:
@@ -97,7 +97,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             yield where, row
 
 
-def _conversation(path: Path, where: str, row: dict[str, Any], roles: RoleTable) -> Conversation:
+def conversation_of(path: Path, where: str, row: dict[str, Any], roles: RoleTable) -> Conversation:
+    """One row as a conversation; `where` is "FILE, row N". Raises ValueError that begins with it."""
     source = _source(where, row)
     transform = roles.transform(source)
     if transform is None:

@@ -1,0 +1,20 @@
+"""What recipes/corpus.py is made of: one file a stage, each with the function that does one part of it.
+
+    inputs.py      what is read, and what is known of each source
+    read.py        files -> records, in chunks of bounded size
+    context.py     records -> conversations with their social contexts
+    filter.py      conversations -> those that no filter drops
+    cluster.py     near-duplicates among all records
+    clean.py       what becomes of each conversation: duplicate, benchmark item, or kept
+    divide.py      train and validation
+    tokenise.py    the tokenizer, token documents by content hash (token_store.py), shards
+    publish.py     the corpus folder with its manifest and its audit table
+    record.py      a record, and the files of records between the stages
+
+A chunk keeps its name from the first stage to the last, so its files can be followed by eye in the work folder.
+Memory of a part does not depend on the corpus: a batch of records, or the hashes of one chunk. The three stages that
+look at the whole corpus (cluster, divide, baselines) hold NumPy columns only; see `memory_bound` in publish.py.
+"""
+
+VERSION = 1  # part of every stage's identity: raise it when the same inputs give other bytes
+BATCH = 256  # records in memory at a time

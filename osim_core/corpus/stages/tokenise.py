@@ -1,0 +1,217 @@
+"""Seventh stage: the tokenizer, then each chunk's sides as token documents in shards, a shard per chunk and split.
+
+Documents come from the token store, which tokenises what it has not seen; row length, mixture and seed are decided
+later (plan.py), so they never cost a second tokenisation.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from osim_core.config import CorpusConfig
+from osim_core.corpus import tokenizer as tokenizers
+from osim_core.corpus.conversation import RenderedDocument
+from osim_core.corpus.durable import write_durably
+from osim_core.corpus.render import Renderer
+from osim_core.corpus.shards import ShardWriter
+from osim_core.corpus.stage import Counts
+from osim_core.corpus.stages.divide import ENDED, NAMES, NEITHER, TRAIN, VALIDATION, read_splits
+from osim_core.corpus.stages.pipeline import Done
+from osim_core.corpus.stages.record import Side, read_chunk
+from osim_core.corpus.stages.tables import AUDIT, ROWS_AT_A_TIME, TableWriter
+from osim_core.corpus.stages.token_store import TokenStore, document_hash
+from osim_core.corpus.tokenizer import CHATML_TEMPLATE
+from osim_core.model.packaged import SMOLLM2, unpack_smollm2
+
+TOKENIZER_CHARACTERS = 2_000_000  # per source, from its beginning; 4,096 tokens need no more
+COUNTED = ("documents", "tokens", "loss_tokens")
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A chunk of the filter stage, its SIDES table, its sources, and where its sides stand in splits.i8 of `splits`."""
+
+    chunk: Path
+    table: Path
+    sources: tuple[str, ...]
+    splits: Path
+    first: int
+    last: int
+
+    def sides(self) -> Iterator[tuple[int, Side]]:
+        """(split, side) of every side, in order."""
+        codes = iter(read_splits(self.splits, self.first, self.last).tolist())
+        for record in read_chunk(self.chunk):
+            for side in record.sides:
+                yield next(codes), side
+
+
+@dataclass(frozen=True)
+class TokenizerJob:
+    """tokenizer: "trained", or where it is. parts: all chunks, in order."""
+
+    tokenizer: str
+    vocab_size: int
+    chat_format: str
+    parts: tuple[Divided, ...]
+
+
+def make_tokenizer(job: TokenizerJob, folder: Path, name: str) -> Counts:
+    """Train the tokenizer on the beginning of each source's train split, or copy the given one, into
+    `folder/tokenizer`. Counts: fingerprint, vocab_size, end_of_turn."""
+    target = folder / "tokenizer"
+    if job.tokenizer == "trained":
+        made = tokenizers.train(_training_texts(job.parts), target, job.vocab_size)
+    else:
+        made = tokenizers.load(job.tokenizer)
+        made.save(target)
+        if job.chat_format == "chatml":  # whoever serves the model must use the format it was trained in
+            write_durably(target / "chat_template.jinja", CHATML_TEMPLATE.encode())
+    end_of_turn = Renderer(made, job.chat_format).end_of_turn
+    return {"fingerprint": made.fingerprint, "vocab_size": made.vocab_size, "end_of_turn": end_of_turn}
+
+
+def _training_texts(parts: tuple[Divided, ...]) -> Iterator[str]:
+    """What the model must write or is told; user turns repeat other people's."""
+    taken: Counter[str] = Counter()
+    for part in parts:
+        if all(taken[source] > TOKENIZER_CHARACTERS for source in part.sources):
+            continue  # not even opened: a large corpus would be read for nothing
+        for split, side in part.sides():
+            conversation = side.conversation
+            if split == TRAIN and taken[conversation.source] <= TOKENIZER_CHARACTERS:
+                for message in conversation.messages:
+                    if message.role != "user":
+                        taken[conversation.source] += len(message.content)
+                        yield message.content
+
+
+@dataclass(frozen=True)
+class TokeniseJob:
+    """One chunk; the tokenizer's folder and chat format; where the chunk's token store is; names of all sources."""
+
+    part: Divided
+    tokenizer: Path
+    chat_format: str
+    store: Path
+    sources: tuple[str, ...]
+
+
+def tokenise(job: TokeniseJob, folder: Path, name: str) -> Counts:
+    """Write the chunk's shards and its audit table. Counts: shards {split: entries}, statistics {source: {split:
+    {documents, tokens, loss_tokens}}}, lengths {source: {power of two: documents}}, masked_turns."""
+    renderer = _renderer(job.tokenizer, job.chat_format)
+    store = TokenStore(job.store, renderer.tokenizer.vocab_size)
+    store.extend((side.conversation for split, side in job.part.sides() if split > NEITHER), renderer)
+    statistics: dict[str, dict[str, Counter[str]]] = {}
+    lengths: dict[str, Counter[str]] = {}
+    masked_turns = 0
+    with ExitStack() as stack:
+        vocab_size, names = renderer.tokenizer.vocab_size, list(job.sources)
+        shards = {
+            split: stack.enter_context(
+                ShardWriter(folder, f"{NAMES[split]}-{name}", vocab_size, names, max(job.part.last - job.part.first, 1))
+            )
+            for split in (TRAIN, VALIDATION)
+        }
+        audit = stack.enter_context(TableWriter(folder / f"{name}.audit.parquet"))
+        for (split, side), row in zip(job.part.sides(), _rows(job.part.table), strict=True):
+            masked = row.pop("masked")
+            if split > NEITHER:
+                digest = document_hash(side.conversation)
+                document = without_loss(store.get(digest, side.conversation), masked)
+                shards[split].add(document)
+                _count(statistics, lengths, document, NAMES[split])
+                masked_turns += len(masked)
+                row |= {"tokens": len(document.tokens), "document": digest, "split": NAMES[split]}
+            elif split != ENDED:
+                row |= {"ended": "split", "reason": "its words, or a person who speaks in it, are held out"}
+            audit.add(row)
+        audit.publish()
+        entries = {NAMES[split]: writer.close() for split, writer in shards.items()}
+    return {"shards": entries, "statistics": statistics, "lengths": lengths, "masked_turns": masked_turns}
+
+
+def without_loss(document: RenderedDocument, turns: list[int]) -> RenderedDocument:
+    """The document with no loss in these turns (numbers of its messages)."""
+    if not turns:
+        return document
+    turn = np.searchsorted(document.turn_starts, document.loss_spans[:, 0], side="right") - 1
+    return replace(document, loss_spans=document.loss_spans[~np.isin(turn, turns)])
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[*AUDIT.names, "masked"]):
+            yield from batch.to_pylist()
+
+
+def _count(
+    statistics: dict[str, dict[str, Counter[str]]],
+    lengths: dict[str, Counter[str]],
+    document: RenderedDocument,
+    split: str,
+) -> None:
+    of_source = statistics.setdefault(document.source, {"train": Counter(), "validation": Counter()})
+    tokens = len(document.tokens)
+    of_source[split].update(documents=1, tokens=tokens, loss_tokens=document.loss_tokens)
+    lengths.setdefault(document.source, Counter())[str(1 << int(math.log2(tokens)))] += 1
+
+
+@cache
+def _renderer(tokenizer: Path, chat_format: str) -> Renderer:
+    """Once a process."""
+    return Renderer(tokenizers.load(tokenizer), chat_format)
+
+
+def tokenizer_identity(config: CorpusConfig, cache: Path) -> tuple[str, str]:
+    """("trained", or where the tokenizer is; what its output is keyed by). Raises ValueError if it cannot be read."""
+    if config.tokenizer == "trained":
+        return "trained", f"trained {config.tokenizer_vocab_size}"
+    place = unpack_smollm2(cache) if config.tokenizer == SMOLLM2 else Path(config.tokenizer)
+    return str(place), tokenizers.load(place).fingerprint
+
+
+def token_store(cache: Path, tokenizer: Counts, chat_format: str) -> Path:
+    """Where documents are kept by hash: what they were tokenised with names the folder."""
+    return cache / "tokens" / f"{tokenizer['fingerprint'][:16]}-{chat_format}"
+
+
+def merge_tokens(done: Done, before: Done, sources: list[str]) -> dict[str, Any]:
+    """What the parts' counts say of the corpus: shards, statistics, lengths, masked_turns.
+
+    Raises ValueError if nothing is left to train on. `before`: the filter stage, whose folder the message names.
+    """
+    shards: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    statistics = {name: {split: dict.fromkeys(COUNTED, 0) for split in shards} for name in sources}
+    lengths: dict[str, Counter[str]] = {name: Counter() for name in sources}
+    for result in done.results:
+        for split, entries in result["shards"].items():
+            shards[split] += entries
+        for source, by_split in result["statistics"].items():
+            for split, counts in by_split.items():
+                for what, count in counts.items():
+                    statistics[source][split][what] += count
+        for source, histogram in result["lengths"].items():
+            lengths[source].update(histogram)
+    if not shards["train"]:
+        raise ValueError(
+            f"no conversation is left to train on; {before.folder}/*.dropped.parquet and {done.folder}/*.audit.parquet "
+            "say where each one ended"
+        )
+    return {
+        "shards": shards,
+        "statistics": statistics,
+        "lengths": {
+            name: dict(sorted(found.items(), key=lambda item: int(item[0]))) for name, found in lengths.items()
+        },
+        "masked_turns": sum(result["masked_turns"] for result in done.results),
+    }
