@@ -63,6 +63,15 @@ OSIM_HD constexpr bool needs_wide(std::uint32_t distinct, double threshold) {
     return distinct >= threshold * kWideShingles;
 }
 
+// The least number of distinct shingles that `needs_wide`.
+constexpr std::uint32_t wide_from(double threshold) {
+    auto distinct = static_cast<std::uint32_t>(threshold * kWideShingles);
+    while (!needs_wide(distinct, threshold)) {
+        ++distinct;
+    }
+    return distinct;
+}
+
 // Four bits of each lane: enough to tell a hopeless pair from a promising one (b-bit MinHash, Li and Koenig 2010).
 // Lanes of different minima agree in a digit with probability 1/16, so digits agree with p = J + (1 - J) / 16.
 struct Digits {

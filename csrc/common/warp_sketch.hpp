@@ -5,7 +5,7 @@
 //     32 shingles              -> four lanes of the signature a thread, in registers; four threads run the exact hash
 //     at the end               -> exact hash, band keys, digits
 //
-// Texts long enough for 32-bit lanes (`may_be_wide`) count their distinct shingles in a hash set, which need not grow
+// Texts long enough for 32-bit lanes (`least_wide_bytes`) count their distinct shingles in a hash set, which need not grow
 // past the count that decides, and are read once more for these lanes. So no text takes more memory than another.
 //
 // A Warp policy offers
@@ -61,10 +61,10 @@ struct SketchJob {
     std::uint32_t* wide_keys;     // [n, B] for texts that may be wide; rows of others stay as they are
 };
 
-// Whether a text of so many bytes can have `wide_from` shingles. Its tokens take two bytes each, one and a separator,
-// or three.
-OSIM_HD constexpr bool may_be_wide(std::int64_t bytes, std::uint32_t wide_from) {
-    return (bytes + 1) / 2 - kTokensBefore >= static_cast<std::int64_t>(wide_from);
+// Bytes below which a text cannot have `wide_from` shingles: its tokens take two bytes each, one and a separator, or
+// three; the last one does without a separator.
+OSIM_HD constexpr std::int64_t least_wide_bytes(std::uint32_t wide_from) {
+    return 2 * (static_cast<std::int64_t>(wide_from) + kTokensBefore) - 1;
 }
 
 // Shared memory of one warp.
@@ -130,7 +130,7 @@ class WarpSketch {
 
     OSIM_DEVICE void start() {
         Memory* const memory = memory_;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory](int thread) {
             chain_[thread] = chain_start(thread);
             if constexpr (kMayBeWide) {
                 for (std::uint32_t slot = thread; slot <= kSetSlots; slot += kWarp) {
@@ -145,7 +145,7 @@ class WarpSketch {
     template <Lanes kind>
     OSIM_DEVICE std::uint32_t read() {
         const LaneTable* const table = table_;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, table](int thread) {
             for (int i = 0; i < kLanesPerThread; ++i) {
                 const int lane = thread * kLanesPerThread + i;
                 // A 16-bit lane is the upper half of a 32-bit one whose multiplier ends in 16 zeros.
@@ -161,7 +161,7 @@ class WarpSketch {
         for (std::int64_t base = -misaligned; base <= length_; base += kChunkBytes) {
             read_chunk<kind>(base, reading);
         }
-        warp_.each([=, this](int thread) {
+        warp_.each([this](int thread) {
             for (int i = 0; i < kLanesPerThread; ++i) {
                 least_[thread].lanes[i] >>= kind == Lanes::kNarrow ? 16 : 0;
             }
@@ -181,7 +181,7 @@ class WarpSketch {
         const std::uint32_t begun = open + (total & 0xFFFF);
         const std::uint32_t ended = total >> 16;
         const std::int64_t open_bytes = base - reading.open_begin;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory, open, open_bytes](int thread) {
             const auto from = static_cast<std::uint16_t>(kCarriedBytes + thread * kBlockBytes);
             std::uint32_t begin = open + (counts_[thread] & 0xFFFF);
             for (std::uint32_t bits = begins_[thread]; bits != 0; bits &= bits - 1) {
@@ -219,7 +219,7 @@ class WarpSketch {
         Memory* const memory = memory_;
         const std::uint8_t* const text = text_;
         const std::int64_t length = length_;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory, text, length, base](int thread) {
             const std::int64_t at = base + thread * kBlockBytes;
             ByteClasses classes{0, 0, 0};
             if (at < length) {
@@ -234,7 +234,7 @@ class WarpSketch {
 
     // One bit a byte where a token begins, and one where it has ended, at the first byte behind it; their numbers.
     OSIM_DEVICE void find_borders() {
-        warp_.each([=, this](int thread) {
+        warp_.each([this](int thread) {
             const auto [word, single, lead] = classes_[thread];
             const std::uint32_t after_word = (word << 1 | (before_[thread] & 1)) & 0xFFFF;
             const std::uint32_t after_single = (single << 1 | before_[thread] >> 1) & ~(single & ~lead);
@@ -284,7 +284,7 @@ class WarpSketch {
         const int without = before < kTokensBefore ? kTokensBefore - static_cast<int>(before) : 0;
         const int shingles = count > without ? count - without : 0;
         const bool needed = kind == Lanes::kWide || distinct_ <= kWideShingles;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory, count, without, shingles, before, needed](int thread) {
             fresh_[thread] = 0;
             if (thread >= without && thread < count) {
                 const std::uint64_t* const token = memory->tokens + thread;
@@ -312,7 +312,7 @@ class WarpSketch {
         if constexpr (kMayBeWide && kind == Lanes::kNarrow) {
             distinct_ += warp_.exclusive_sum(fresh_);
         }
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory, shingles, needed](int thread) {
             if (thread < kTokensBefore) {
                 memory->tokens[thread] = kept_[thread];
             }
@@ -358,7 +358,7 @@ class WarpSketch {
     OSIM_DEVICE void write_hash(std::int64_t row, std::uint32_t tokens) {
         const std::uint8_t* const text = text_;
         const std::int64_t length = length_;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, text, length, tokens](int thread) {
             for (std::int64_t at = 0; tokens == 0 && thread < kChains && at < length; at += 16) {
                 const std::int64_t from = at + 8 * (thread & 1);
                 const std::uint64_t eight = from < length ? eight_bytes_at(text + from, length - from) : 0;
@@ -390,7 +390,7 @@ class WarpSketch {
     // All lanes to shared memory; zeros for a text without shingles.
     OSIM_DEVICE void gather_lanes(bool present) {
         Memory* const memory = memory_;
-        warp_.each([=, this](int thread) {
+        warp_.each([this, memory, present](int thread) {
             for (int i = 0; i < kLanesPerThread; ++i) {
                 memory->lanes[thread * kLanesPerThread + i] = present ? least_[thread].lanes[i] : 0;
             }

@@ -17,46 +17,19 @@
 
 #include "../common/batch_buffer.hpp"
 #include "launchers.hpp"
+#include "tensors.hpp"
 
 namespace py = pybind11;
 
+namespace osim::cuda {
+void bind_dedup(py::module_& m);  // dedup/bindings.cpp
+}
+
 namespace {
 
-void require_gpu() {
-    int devices = 0;
-    const cudaError_t status = cudaGetDeviceCount(&devices);
-    if (status != cudaSuccess || devices == 0) {
-        throw std::runtime_error(std::string("osim_core._cuda needs an NVIDIA GPU and driver (") +
-                                 (status != cudaSuccess ? cudaGetErrorString(status) : "no device") +
-                                 "); on a CPU use the same functions of osim_core._native");
-    }
-}
-
-void require_launched(cudaError_t status) {
-    if (status != cudaSuccess) {
-        throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(status));
-    }
-}
-
-// The tensor behind `object`, after checking that it is a contiguous CUDA vector of `dtype`.
-at::Tensor cuda_vector(py::handle object, const char* name, at::ScalarType dtype) {
-    const std::string prefix = std::string(name) + ": expected ";
-    if (!THPVariable_Check(object.ptr())) {
-        throw py::type_error(prefix + "a torch.Tensor");
-    }
-    at::Tensor tensor = THPVariable_Unpack(object.ptr());
-    if (!tensor.is_cuda()) {
-        throw py::value_error(prefix + "a CUDA tensor, got one on " + tensor.device().str());
-    }
-    if (tensor.scalar_type() != dtype) {
-        throw py::value_error(prefix + (dtype == at::kInt ? "int32" : "float32") + ", got " +
-                              c10::toString(tensor.scalar_type()));
-    }
-    if (tensor.dim() != 1 || !tensor.is_contiguous()) {
-        throw py::value_error(prefix + "a contiguous vector");
-    }
-    return tensor;
-}
+using osim::cuda::cuda_vector;
+using osim::cuda::require_gpu;
+using osim::cuda::require_launched;
 
 // The same for an argument that may be None and otherwise stands on the device of `first` with `length` entries.
 at::Tensor optional_vector(py::handle object, const char* name, at::ScalarType dtype, const at::Tensor& first,
@@ -94,7 +67,7 @@ py::object batch_metadata(py::handle cu_seqlens_object, py::handle parents_objec
     const at::Tensor buffer = at::empty({osim::set_buffer(batch, nullptr)}, cu_seqlens.options());
     osim::set_buffer(batch, buffer.mutable_data_ptr<std::int32_t>());
     require_launched(osim::cuda::batch_metadata(batch, c10::cuda::getCurrentCUDAStream().stream()));
-    return py::reinterpret_steal<py::object>(THPVariable_Wrap(buffer));
+    return osim::cuda::wrapped(buffer);
 }
 
 }  // namespace
@@ -107,4 +80,5 @@ PYBIND11_MODULE(_cuda, m) {
           py::arg("num_rows"), py::arg("block_q"), py::arg("block_k"), py::arg("window"), py::arg("capacity"),
           "All tables of a packed batch in one int32 buffer (csrc/common/batch_buffer.hpp), one launch; "
           "called through osim_kernels.packed_attention.metadata.");
+    osim::cuda::bind_dedup(m);
 }

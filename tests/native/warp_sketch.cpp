@@ -72,7 +72,7 @@ void answer(const Request& request) {
     Rows wide_rows;
     const auto wide_from = static_cast<std::uint32_t>(request.wide_from);
     for (std::uint32_t row = 0; row < request.count; ++row) {
-        const bool wide = osim::may_be_wide(offsets[row + 1] - offsets[row], wide_from);
+        const bool wide = offsets[row + 1] - offsets[row] >= osim::least_wide_bytes(wide_from);
         (wide ? wide_rows : short_rows).push_back(row);
     }
     auto hashes = poisoned<osim::ExactHash>(request.count);

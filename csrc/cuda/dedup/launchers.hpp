@@ -9,7 +9,7 @@
 
 namespace osim::cuda {
 
-// Sketches the `count` texts job.rows, all of which or none of which may be wide (warp_sketch.hpp).
+// Sketches the `count` texts job.rows, of which all or none are below least_wide_bytes.
 cudaError_t sketch(const SketchJob& job, std::int64_t count, bool may_be_wide, cudaStream_t stream);
 
 }  // namespace osim::cuda
