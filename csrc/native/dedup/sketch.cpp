@@ -143,7 +143,8 @@ class Sketcher {
 
 }  // namespace
 
-void minhash16(const std::uint32_t* shingles, std::size_t count, Simd simd, std::uint16_t* lanes) {
+void minhash16(const std::uint32_t* shingles, std::size_t count, [[maybe_unused]] Simd simd,
+               std::uint16_t* lanes) {
 #if defined(__x86_64__)
     if (simd == Simd::kAvx2) {
         return minhash16_avx2(shingles, count, lanes);
@@ -155,7 +156,8 @@ void minhash16(const std::uint32_t* shingles, std::size_t count, Simd simd, std:
     minhash_scalar(shingles, count, lane, lanes);
 }
 
-void minhash32(const std::uint32_t* shingles, std::size_t count, Simd simd, std::uint32_t* lanes) {
+void minhash32(const std::uint32_t* shingles, std::size_t count, [[maybe_unused]] Simd simd,
+               std::uint32_t* lanes) {
 #if defined(__x86_64__)
     if (simd == Simd::kAvx2) {
         return minhash32_avx2(shingles, count, lanes);
