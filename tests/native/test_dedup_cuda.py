@@ -5,18 +5,24 @@ order of its threads; its barriers are necessary; nvcc's code for it spills noth
 import random
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.dialogue_corpus import make_corpus
 from osim_core import _dedup
-from osim_core.corpus.dedup import Sketches
+from osim_core.corpus.dedup import Sketches, cuda, find_duplicates
+from osim_core.corpus.dedup.cuda import Columns, CudaSketcher, batches, copy_bytes, order_rows
 
 CSRC = Path(__file__).parent.parent.parent / "csrc"
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("osim_core._cuda") is None, reason="needs an NVIDIA GPU and _cuda"
+)
 BARRIERS = ("kTokenBorders", "kTokens", "kShingles", "kCarriedBytes", "kLanes")  # enum Barrier of warp_sketch.hpp
 SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CHUNK = 512
@@ -50,20 +56,28 @@ class Emulation:
         self.process = None
 
     def __call__(self, texts: list[bytes], threshold: float = 0.8, seed: int = 0, omitted: int = -1) -> Sketches:
-        """Raises EOFError if the process ends on the way, as the sanitizers make it."""
+        columns, rows = self.columns(*joined(texts), threshold, seed, omitted)
+        whole = Columns(len(texts), signatures=True)
+        whole.take(0, len(texts), rows, columns)
+        return whole.sketches()
+
+    def columns(
+        self, data: np.ndarray, offsets: np.ndarray, threshold: float = 0.8, seed: int = 0, omitted: int = -1
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        """What _cuda.sketch_texts returns, and the long rows, ascending. Raises EOFError if the process ends on the
+        way, as the sanitizers make it."""
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
                 [self.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
-        data, offsets = joined(texts)
+        count, lanes, bands = len(offsets) - 1, _dedup.LANES, _dedup.BANDS
         wide_from = int(np.ceil(threshold * _dedup.WIDE_SHINGLES))
-        request = np.array([seed, omitted, wide_from, len(texts)], np.int64)
+        request = np.array([seed, omitted, wide_from, count], np.int64)
         try:
             self.process.stdin.write(request.tobytes() + offsets.tobytes() + data.tobytes())
             self.process.stdin.flush()
         except BrokenPipeError as error:
             raise EOFError from error
-        count, lanes, bands = len(texts), _dedup.LANES, _dedup.BANDS
         columns = [
             self.read(np.uint64, count, 2),
             self.read(np.uint8, count),
@@ -72,9 +86,8 @@ class Emulation:
             self.read(np.uint16, count, lanes),
         ]
         (wide,) = self.read(np.int64, 1)
-        rows, keys = self.read(np.uint32, wide), self.read(np.uint32, wide, bands)
-        kept = columns[1][rows] >= 2
-        return Sketches(*columns, rows[kept].astype(np.int64), keys[kept])
+        rows = self.read(np.uint32, wide).astype(np.int32)
+        return [*columns, self.read(np.uint32, wide, bands)], rows
 
     def read(self, dtype: type, *shape: int) -> np.ndarray:
         wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -220,6 +233,51 @@ def test_without_any_one_of_its_barriers_a_warp_goes_wrong(emulated, barrier):
             assert_equal(emulated(texts, seed=seed, omitted=barrier), expected)
 
 
+# the host's side
+
+
+@given(st.lists(st.integers(0, 300), max_size=40), st.integers(1, 500), st.integers(1, 9))
+def test_batches_cover_the_rows_within_their_limits(lengths, most_bytes, most_texts):
+    offsets = np.concatenate([[7], 7 + np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    runs = list(batches(offsets, most_bytes, most_texts))
+    assert [row for first, last in runs for row in range(first, last)] == list(range(len(lengths)))
+    for first, last in runs:
+        assert 1 <= last - first <= most_texts
+        assert offsets[last] - offsets[first] <= most_bytes or last - first == 1
+        after = min(last + 1, len(lengths))  # and not one row less than fits
+        assert last == len(lengths) or last - first == most_texts or offsets[after] - offsets[first] > most_bytes
+
+
+def test_long_rows_go_first_the_longest_of_them_ahead():
+    offsets = np.cumsum([0, 5, 2_000, 0, 1_647, 1_646, 3_000, 2_000])
+    rows, long_rows = order_rows(offsets, 1_647)
+    assert long_rows.tolist() == [5, 1, 6, 3] and rows.tolist() == [5, 1, 6, 3, 0, 2, 4]
+    assert rows.dtype == long_rows.dtype == np.int32
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_copies_by_threads_are_complete(threads):
+    source = np.random.default_rng(0).integers(0, 256, 1_001, dtype=np.uint8)
+    target = np.zeros_like(source)
+    copy_bytes(target, source, threads)
+    assert np.array_equal(target, source)
+
+
+def test_batches_give_the_columns_of_one_call(emulated):
+    """All of CudaSketcher but the copies and streams: batches, each from byte 0, put together in another order."""
+    texts = [*CORPORA["dialogues"]()[:100], *long_texts()[::5], *border_texts()[::9], *long_texts()[3:9]]
+    data, offsets = joined(texts)
+    runs = list(batches(offsets, 40_000))
+    assert len(runs) > 5
+    columns = Columns(len(texts), signatures=True)
+    for first, last in reversed(runs):
+        begin = offsets[first]
+        columns.take(
+            first, last, *reversed(emulated.columns(data[begin : offsets[last]], offsets[first : last + 1] - begin))
+        )
+    assert_equal(columns.sketches(), native(texts))
+
+
 MUTANTS = {
     "warp_sketch.hpp": [
         ("const std::uint32_t open = reading.last_byte & 1;", "const std::uint32_t open = 0;"),
@@ -265,3 +323,44 @@ def test_a_mutant_of_the_device_text_is_noticed(header, old, new, tmp_path):
                 assert_equal(mutant(texts), native(texts))
     finally:
         mutant.close()
+
+
+# the GPU
+
+
+def test_without_a_gpu_the_device_is_refused_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"^dedup: device cuda[^\n]*use device cpu$"):
+        CudaSketcher(0.8)
+
+
+@needs_gpu
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("threshold", [0.7, 0.8, 1.0])
+def test_the_gpu_gives_the_columns_of_the_cpu(corpus, threshold):
+    texts = CORPORA[corpus]()
+    data, offsets = joined(texts)
+    assert_equal(CudaSketcher(threshold, signatures=True)(data, offsets), native(texts, threshold))
+
+
+@needs_gpu
+def test_the_gpu_takes_many_batches_and_huge_texts(monkeypatch):
+    texts = [text.encode() for text in make_corpus(20_000)] + [words(310_000, 40_000), b"x" * 2_000_000]
+    data, offsets = joined(texts)
+    monkeypatch.setattr(cuda, "batches", lambda offsets: batches(offsets, 1 << 20))
+    assert_equal(CudaSketcher(0.8, signatures=True, threads=2)(data, offsets), native(texts))
+
+
+@needs_gpu
+@settings(max_examples=100, deadline=None)
+@given(st.lists(texts_of_any_kind, max_size=50))
+def test_the_gpu_takes_any_bytes(texts):
+    assert_equal(CudaSketcher(0.8, signatures=True)(*joined(texts)), native(texts))
+
+
+@needs_gpu
+def test_the_gpu_finds_the_duplicates_of_the_cpu():
+    texts = make_corpus(20_000)
+    mine, theirs = find_duplicates(texts, device="cuda"), find_duplicates(texts)
+    assert np.array_equal(mine.survivor, theirs.survivor) and np.array_equal(mine.jaccard, theirs.jaccard)

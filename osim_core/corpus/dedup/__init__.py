@@ -14,6 +14,7 @@ Here is the version for texts in memory; run.py is the one for files of any size
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ import pyarrow as pa
 from osim_core import _dedup
 
 THRESHOLD = 0.8
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +111,24 @@ def find_duplicates(
     priorities: np.ndarray | None = None,
     threads: int = 1,
     scalar: bool = False,
+    device: Device = "cpu",
 ) -> Clusters:
     """Cluster texts (N of them) whose 5-gram sets have a Jaccard index of at least `threshold`.
 
     priorities  int32 [N] or None, such as a rank of each text's source; the lowest number survives
     scalar      do without AVX2 (the result is the same)
+    device      where to sketch; the result is the same. Raises ValueError for "cuda" without a GPU
     """
     check_settings(threshold, threads)
     data, offsets = text_buffers(texts)
     if priorities is not None:
         priorities = np.ascontiguousarray(priorities, np.int32)
-    sketches = Sketches(*_dedup.sketch(data, offsets, threshold, threads, signatures=False, scalar=scalar))
+    if device == "cuda":
+        from osim_core.corpus.dedup.cuda import CudaSketcher  # imports torch
+
+        sketches = CudaSketcher(threshold, threads=threads)(data, offsets)
+    else:
+        sketches = Sketches(*_dedup.sketch(data, offsets, threshold, threads, signatures=False, scalar=scalar))
     survivor, jaccard, counts = _dedup.cluster(
         data,
         offsets,
