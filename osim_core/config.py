@@ -199,7 +199,7 @@ class CorpusConfig:
     tokenizer_vocab_size: int = 4096  # of a trained one
     chat_format: Literal["template", "chatml"] = "template"
     pack: PackConfig = field(default_factory=PackConfig)
-    chunk_megabytes: int = 32  # of JSON in a part
+    chunk_bytes: int = 32 << 20  # of JSON in a part
     cache: str = "data"  # stages, tokens and contexts by content, plans
 
 

@@ -221,7 +221,7 @@ def corpus_cluster() -> CorpusConfig:
         tokenizer="models/Qwen3-8B-Base",
         chat_format="chatml",  # as qwen3-8b-8xh100-bf16
         pack=PackConfig(sequence_length=16_384),
-        chunk_megabytes=128,
+        chunk_bytes=128 << 20,
         cache="/shared/data",
     )
 

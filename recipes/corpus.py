@@ -90,7 +90,7 @@ def main() -> None:
         point_to(root / "latest", corpus.folder)
     run = RunDirectory.create("corpus", config.name, config, command.runs)
     run.write_summary(corpus.summary(command.processes))
-    report = write_corpus_report(run.path, corpus.folder)
+    report = write_corpus_report(run.path)
     Console().print(f"corpus: {corpus.folder}\nreport: {report}", soft_wrap=True)
 
 
@@ -103,9 +103,9 @@ def build(config: CorpusConfig, executor: Executor, threads: int, report: Report
     tokenizer, fingerprint = tokenizer_identity(config, cache)
     stages = Pipeline(cache / "corpus" / "work", executor, report)
 
-    jobs = {item.name: ReadJob(item, config.chunk_megabytes << 20, config.roles) for item in inputs}
+    jobs = {item.name: ReadJob(item, config.chunk_bytes, config.roles) for item in inputs}
     identities = [[item.name, item.identity()] for item in inputs]
-    found = stages.run("read", read, jobs, inputs=identities, roles=config.roles, megabytes=config.chunk_megabytes)
+    found = stages.run("read", read, jobs, inputs=identities, roles=config.roles, chunk=config.chunk_bytes)
     bad_rows = check_bad_rows(found.results, config.max_bad_share)
     chunks = {chunk["name"]: chunk for result in found.results for chunk in result["chunks"]}
     sources = list(dict.fromkeys(source for chunk in chunks.values() for source in chunk["sources"]))

@@ -1,4 +1,4 @@
-"""Small SVG line charts for report.html: drawn by matplotlib without a display, coloured by the page's style sheet.
+"""Small SVG charts for the reports: drawn by matplotlib without a display, coloured by the page's style sheet.
 
 Colours are written as placeholders and replaced by CSS variables, so one drawing serves a light and a dark page.
 """
@@ -56,6 +56,39 @@ class Chart:
     percent: bool = False
 
 
+@dataclass(frozen=True)
+class Bars:
+    """Counts by category, stacked by series: {series: {category: value}}; categories in the order given."""
+
+    title: str
+    unit: str
+    axis: str
+    series: dict[str, dict[str, float]]
+    categories: Sequence[str]
+
+
+def bars_svg(bars: Bars) -> str:
+    """The stacked bars as an `<svg>` element that fills the width of its container."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.2, 3.1), layout="constrained")
+        axes = figure.subplots()
+        below = [0.0] * len(bars.categories)
+        for index, (name, values) in enumerate(bars.series.items()):
+            heights = [values.get(category, 0.0) for category in bars.categories]
+            color = SERIES[index] if index < PALETTE_SIZE else MUTED
+            axes.bar(bars.categories, heights, bottom=below, color=color, label=name, width=0.8)
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, "plain")))
+        axes.set_xlabel(bars.axis)
+        axes.set_ylabel(bars.unit)
+        axes.grid(True, axis="y", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        if len(bars.series) > 1:
+            axes.legend(frameon=False, fontsize=8, ncols=min(3, len(bars.series)))
+        return _rendered(figure)
+
+
 def svg(chart: Chart) -> str:
     """The chart as an `<svg>` element that fills the width of its container."""
     with matplotlib.rc_context(STYLE):
@@ -88,9 +121,7 @@ def svg(chart: Chart) -> str:
         axes.tick_params(length=0)
         if len(chart.lines) > 1:
             axes.legend(frameon=False, fontsize=8, ncols=min(3, len(chart.lines)))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _themed(buffer.getvalue())
+        return _rendered(figure)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -138,7 +169,10 @@ def _tick(value: float, form: str) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _themed(text: str) -> str:
+def _rendered(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

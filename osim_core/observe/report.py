@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from osim_core.corpus.durable import write_durably
+from osim_core.observe import page
 from osim_core.observe.charts import PALETTE_SIZE, Chart, Line, svg
 from osim_core.observe.metrics import read_metrics
 from osim_core.observe.run_dir import RunDirectory
 
-STYLE = Path(__file__).with_name("report.css")
 BASELINE = "baseline/"
 
 
@@ -72,9 +72,8 @@ def write_report(run_dir: Path) -> Path:
     config = json.loads((run.path / "config.json").read_text())
     summary_file = run.path / "summary.json"
     summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
-    page = _page(run.path, history, config, summary)
     target = run.path / "report.html"
-    write_durably(target, page.encode())
+    write_durably(target, _page(run.path, history, config, summary).encode())
     return target
 
 
@@ -131,19 +130,14 @@ def _figures(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _page(path: Path, history: History, config: dict[str, Any], summary: dict[str, Any] | None) -> str:
-    name = html.escape(str(config.get("name", path.name)))
-    parts = [
-        f"<h1>{name}</h1>",
-        f'<p class="run">{html.escape(path.parent.name)} / {html.escape(path.name)}</p>',
-        f'<p class="outcome">{html.escape(outcome_sentence(history, summary is not None))}</p>',
-    ]
+    name = str(config.get("name", path.name))
+    parts = [page.heading(name, path, outcome_sentence(history, summary is not None))]
     if bad := history.non_finite():
         step, metric = bad[0]
         parts.append(
             f'<p class="warning">{len(bad)} non-finite values; the first is {html.escape(metric)} at step {step:,}.</p>'
         )
-    tiles = (f"<div><b>{html.escape(value)}</b><span>{label}</span></div>" for label, value in _figures(history))
-    parts.append(f'<section class="figures">{"".join(tiles)}</section><section class="charts">')
+    parts.append(page.tiles(_figures(history)) + '<section class="charts">')
     for chart in _charts(history):
         if chart.lines:
             more = len(chart.lines) - PALETTE_SIZE
@@ -152,46 +146,18 @@ def _page(path: Path, history: History, config: dict[str, Any], summary: dict[st
     parts.append("</section>")
     parts.append(_source_table(history))
     if summary:
-        parts.append("<details><summary>Summary</summary>" + _pairs(summary) + "</details>")
-    parts.append("<details open><summary>Config</summary>" + _pairs(config) + "</details>")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}</style></head>'
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+        parts.append(page.details("Summary", summary))
+    parts.append(page.details("Config", config, is_open=True))
+    return page.document(name, parts)
 
 
 def _source_table(history: History) -> str:
     """First and last held-out loss of each source."""
-    lines = history.group("val/loss/")
-    if not lines:
-        return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(line.name)}</td><td>{line.values[0]:.3f}</td><td>{line.values[-1]:.3f}</td>"
-        f"<td>{line.values[-1] / line.values[0] - 1:+.1%}</td></tr>"
-        for line in sorted(lines, key=lambda line: line.name)
+    rows = (
+        (line.name, f"{line.values[0]:.3f}", f"{line.values[-1]:.3f}", f"{line.values[-1] / line.values[0] - 1:+.1%}")
+        for line in sorted(history.group("val/loss/"), key=lambda line: line.name)
     )
-    head = "<tr><th>Held-out loss by source</th><th>first</th><th>last</th><th>change</th></tr>"
-    return f'<table class="numbers">{head}{rows}</table>'
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    """A small two-column table for the plain values, and one for each nested dict."""
-    plain = {key: value for key, value in values.items() if not (isinstance(value, dict) and value)}
-    nested = {key: value for key, value in values.items() if key not in plain}
-    tables = []
-    for title, pairs in {"run": plain, **nested}.items():
-        rows = (f"<tr><td>{html.escape(k)}</td><td>{html.escape(_text(v))}</td></tr>" for k, v in pairs.items())
-        tables.append(f'<table><tr><th colspan="2">{html.escape(title)}</th></tr>{"".join(rows)}</table>')
-    return f'<div class="tables">{"".join(tables)}</div>'
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value if value not in ([], {}) else "-")
+    return page.table("Held-out loss by source", ("first", "last", "change"), rows)
 
 
 def _median(values: list[float]) -> float:

@@ -45,10 +45,12 @@ class CleanJob:
 
 
 def clean(job: CleanJob, folder: Path, name: str) -> Counts:
-    """Counts: duplicates {source: records}, found (of decontaminate/policy.py: sources and items)."""
+    """Counts: duplicates {source: records}, duplicate_sides (that end here), found (sources and items, as in
+    decontaminate/policy.py)."""
     clusters = read_clusters(job.clusters, job.first_row, job.records)
     index = None if job.items is None else make_index(job.items)
     duplicates: dict[str, int] = {}
+    duplicate_sides = 0
     found: dict[str, Any] = {"sources": {}, "items": {}}
     with TableWriter(folder / f"{name}.parquet", SIDES) as table:
         for some in batched(enumerate(read_chunk(job.chunk)), BATCH):
@@ -64,9 +66,10 @@ def clean(job: CleanJob, folder: Path, name: str) -> Counts:
                 for place, at in enumerate(alive):
                     _apply(index, verdict, place, rows[at], job.policy)
             for row in rows.values():
+                duplicate_sides += row["ended"] == "dedup"
                 table.add(row)
         table.publish()
-    return {"duplicates": duplicates, "found": found}
+    return {"duplicates": duplicates, "duplicate_sides": duplicate_sides, "found": found}
 
 
 def _texts(side: Side) -> list[str]:
@@ -133,10 +136,11 @@ def make_index(items: Path) -> Decontaminator:
 
 
 def merge_clean(results: Sequence[Counts], items: Path | None) -> dict[str, Any]:
-    """Of the manifest: duplicates {source: records}, and contamination {sources, items, benchmarks}."""
+    """Of the manifest: duplicates {source: records}, duplicate_sides, contamination {sources, items, benchmarks}."""
     duplicates: Counter[str] = Counter()
     for result in results:
         duplicates.update(result["duplicates"])
     found = merge(result["found"] for result in results)
     found["benchmarks"] = by_benchmark(make_index(items), found) if items else {}
-    return {"duplicates": dict(duplicates), "contamination": found}
+    sides = sum(result["duplicate_sides"] for result in results)
+    return {"duplicates": dict(duplicates), "duplicate_sides": sides, "contamination": found}
