@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -108,17 +109,22 @@ Mask mask_of(bool roles, const Input1d<std::uint64_t>& prompts) {
     return {roles, {prompts.data(), prompts.shape(0)}};
 }
 
+void require_within(const Input1d<std::uint8_t>& chunk, const Input1d<std::int64_t>& begins,
+                    const Input1d<std::uint32_t>& lengths) {
+    for (std::size_t i = 0; i < begins.shape(0); ++i) {
+        if (begins(i) < 0 || begins(i) + lengths(i) > static_cast<std::int64_t>(chunk.shape(0))) {
+            throw std::invalid_argument("text " + std::to_string(i) + " is past the chunk");
+        }
+    }
+}
+
 // Sketches of the JSON strings at these places of a chunk, and the bytes of the decoded texts.
 auto sketch_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
                   bool roles, Input1d<std::uint64_t> prompts, double threshold, int threads, bool signatures,
                   bool scalar) {
     const Mask mask = mask_of(roles, prompts);
     std::atomic<std::int64_t> bytes{0};
-    for (std::size_t i = 0; i < begins.shape(0); ++i) {
-        if (begins(i) < 0 || begins(i) + lengths(i) > static_cast<std::int64_t>(chunk.shape(0))) {
-            throw std::invalid_argument("text " + std::to_string(i) + " is past the chunk");
-        }
-    }
+    require_within(chunk, begins, lengths);
     auto columns = sketched(
         [&](std::int64_t row) -> Text {
             thread_local std::vector<std::uint8_t> decoded;
@@ -130,6 +136,43 @@ auto sketch_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Inp
         },
         static_cast<std::int64_t>(begins.shape(0)), threshold, threads, signatures, scalar);
     return std::make_pair(std::move(columns), bytes.load());
+}
+
+// The texts that `sketch_lines` sketches, one after the other: bytes and N + 1 offsets, for a sketcher elsewhere.
+auto decode_lines(Input1d<std::uint8_t> chunk, Input1d<std::int64_t> begins, Input1d<std::uint32_t> lengths,
+                  bool roles, Input1d<std::uint64_t> prompts, int threads) {
+    constexpr std::int64_t kBlock = 256;
+    const Mask mask = mask_of(roles, prompts);
+    require_within(chunk, begins, lengths);
+    const auto count = static_cast<std::int64_t>(begins.shape(0));
+    Column<std::int64_t> offsets(count + 1);
+    std::vector<std::vector<std::uint8_t>> blocks((count + kBlock - 1) / kBlock);
+    {
+        nb::gil_scoped_release unlocked;
+        for_each_block(count, kBlock, threads, [&] {
+            return [&](std::int64_t begin, std::int64_t end) {
+                std::vector<std::uint8_t>& block = blocks[begin / kBlock];
+                for (std::int64_t row = begin; row < end; ++row) {
+                    const std::size_t before = block.size();
+                    unescape({chunk.data() + begins(row), lengths(row)}, block);
+                    mask.apply(std::span(block).subspan(before));
+                    offsets.data()[row + 1] = static_cast<std::int64_t>(block.size() - before);
+                }
+            };
+        });
+        offsets.data()[0] = 0;
+        std::partial_sum(offsets.data(), offsets.data() + count + 1, offsets.data());
+    }
+    Column<std::uint8_t> data(offsets.data()[count]);
+    {
+        nb::gil_scoped_release unlocked;
+        for_each_block(count, kBlock, threads, [&] {
+            return [&](std::int64_t begin, std::int64_t) {
+                std::ranges::copy(blocks[begin / kBlock], data.data() + offsets.data()[begin]);
+            };
+        });
+    }
+    return std::make_pair(std::move(data).array(), std::move(offsets).array());
 }
 
 // Columns of sketches that both ways of clustering take.
@@ -307,6 +350,9 @@ NB_MODULE(_dedup, m) {
           nb::arg("lengths").noconvert(), nb::arg("mask_roles"), nb::arg("prompts").noconvert(), nb::arg("threshold"),
           nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,
           "(columns as `sketch` gives them, bytes) of JSON strings in a chunk.");
+    m.def("decode_lines", &decode_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
+          nb::arg("lengths").noconvert(), nb::arg("mask_roles"), nb::arg("prompts").noconvert(), nb::arg("threads"),
+          "(data uint8, offsets int64 [N + 1]): the texts that `sketch_lines` sketches.");
     m.def("cluster_stored", &cluster_stored, nb::arg("sources").noconvert(), nb::arg("parts").noconvert(),
           nb::arg("begins").noconvert(), nb::arg("lengths").noconvert(), nb::arg("mask_roles"),
           nb::arg("prompts").noconvert(), nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(),
