@@ -63,6 +63,31 @@ class Renderer:
         format_ = self._plain if self._chatml else self._format
         return np.concatenate([document.tokens, self._markup(format_.generation_prompt())])
 
+    def continuation(self, messages: Sequence[Message], known: int) -> np.ndarray:
+        """int32 ids that lead from a sampled reply to the next one in the same dialogue.
+
+        The first `known` messages are in the context already, the last of them the sampled reply, whose ids ended with
+        the end-of-turn token. Returned are the rest of that turn's frame (in ChatML its newline), the messages after
+        it, and the header of the next assistant turn; with `known` 0 that is `prompt(messages)`. Raises ValueError for
+        a template whose generation prompt is not the header that it writes for an assistant turn there.
+        """
+        assert known == 0 or messages[known - 1].role == "assistant"
+        dialogue = Conversation("dialogue", "dialogue", (*messages, Message("assistant", "placeholder")), "")
+        frames = self._frames(dialogue)
+        format_ = self._plain if self._chatml else self._format
+        if frames[-1].before != format_.generation_prompt():
+            raise ValueError(
+                f"the chat template asks for a reply with {format_.generation_prompt()!r}, but writes "
+                f"{frames[-1].before!r} before one; set data.chat_format=chatml, or use a template that only appends"
+            )
+        contents = self.tokenizer.encode_batch(
+            [f.content(m) for f, m in zip(frames[known:-1], messages[known:], strict=True)]
+        )
+        pieces = [self._markup(frames[known - 1].after)[1:]] if known else []
+        for frame, content in zip(frames[known:-1], contents, strict=True):
+            pieces += (self._markup(frame.before), content, self._markup(frame.after))
+        return np.concatenate([*pieces, self._markup(frames[-1].before)])
+
     def _frames(self, conversation: Conversation) -> list[Frame]:
         plain = all(message.role != "tool" for message in conversation.messages)
         format_ = self._plain if self._chatml and plain else self._format
