@@ -2,10 +2,13 @@
 order of its threads; its barriers are necessary; nvcc's code for it spills nothing. With a GPU, the GPU too.
 """
 
+import json
 import random
+import re
 import shutil
 import subprocess
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 from benchmarks.dialogue_corpus import make_corpus
 from osim_core import _dedup
 from osim_core.corpus.dedup import Sketches, cuda, find_duplicates
+from osim_core.corpus.dedup import __main__ as command
 from osim_core.corpus.dedup.cuda import Columns, CudaSketcher, batches, copy_bytes, order_rows
 
 CSRC = Path(__file__).parent.parent.parent / "csrc"
@@ -278,6 +282,22 @@ def test_batches_give_the_columns_of_one_call(emulated):
     assert_equal(columns.sketches(), native(texts))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("roles", [False, True])
+def test_texts_decoded_for_the_gpu_are_those_that_the_cpu_sketches(threads, roles):
+    texts = [*make_corpus(700), "", 'a "quoted" one,\ttabs \\ and \u6f22']
+    raw = [json.dumps(text)[1:-1].encode() for text in texts]
+    chunk, begins = joined([b'"' + text for text in raw])
+    begins, lengths = begins[:-1] + 1, np.array([len(text) for text in raw], np.uint32)
+    prompts = np.zeros(0, np.uint64)
+    data, offsets = _dedup.decode_lines(chunk, begins, lengths, roles, prompts, threads)
+    if not roles:
+        assert [bytes(data[a:b]).decode() for a, b in pairwise(offsets)] == texts
+    columns, size = _dedup.sketch_lines(chunk, begins, lengths, roles, prompts, 0.8, 1, signatures=True)
+    assert size == data.size == offsets[-1]
+    assert_equal(Sketches(*_dedup.sketch(data, offsets, 0.8, 1, signatures=True)), Sketches(*columns))
+
+
 MUTANTS = {
     "warp_sketch.hpp": [
         ("const std::uint32_t open = reading.last_byte & 1;", "const std::uint32_t open = 0;"),
@@ -328,11 +348,15 @@ def test_a_mutant_of_the_device_text_is_noticed(header, old, new, tmp_path):
 # the GPU
 
 
-def test_without_a_gpu_the_device_is_refused_in_one_line():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_device_is_refused_in_one_line(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"^dedup: device cuda[^\n]*use device cpu$"):
-        CudaSketcher(0.8)
+        find_duplicates(["one text"], device="cuda")
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "one text"}\n')
+    assert command.main([str(source), "--out", str(tmp_path / "out.parquet"), "--device", "cuda"]) == 2
+    assert re.fullmatch(r"dedup: [^\n]*device cuda[^\n]*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @needs_gpu
@@ -357,6 +381,15 @@ def test_the_gpu_takes_many_batches_and_huge_texts(monkeypatch):
 @given(st.lists(texts_of_any_kind, max_size=50))
 def test_the_gpu_takes_any_bytes(texts):
     assert_equal(CudaSketcher(0.8, signatures=True)(*joined(texts)), native(texts))
+
+
+@needs_gpu
+def test_the_command_writes_the_same_file_on_either_device(tmp_path):
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_corpus(5_000)))
+    for device in ("cpu", "cuda"):
+        command.main([str(source), "--out", str(tmp_path / device), "--device", device, "--mask-roles"])
+    assert (tmp_path / "cuda").read_bytes() == (tmp_path / "cpu").read_bytes()
 
 
 @needs_gpu

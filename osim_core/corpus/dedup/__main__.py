@@ -20,6 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="OUT.parquet")
     parser.add_argument("--text-field", default="text", help="top-level string of a row to compare")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where texts are sketched")
     parser.add_argument("--threshold", type=float, default=0.8, help="Jaccard index of a duplicate, at least 0.7")
     parser.add_argument("--priority-field", help="top-level string that decides who survives, such as source")
     parser.add_argument(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from osim_core.corpus.dedup import THRESHOLD, check_settings
+from osim_core.corpus.dedup import THRESHOLD, Device, check_settings
 
 LONGEST_ROW = 16 << 20
 
@@ -31,6 +31,7 @@ class Settings:
     priorities      {value of that field: number}; the smallest number survives, then the first row. "*" stands for
                     the values that are not listed, which are errors without it
     store           folder to keep signatures in, and to compare with
+    device          where texts are sketched; the result is the same
     """
 
     text_field: str = "text"
@@ -43,6 +44,7 @@ class Settings:
     priority_field: str | None = None
     priorities: Mapping[str, int] | None = None
     store: Path | None = None
+    device: Device = "cpu"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -52,6 +54,10 @@ class Settings:
     def check(self) -> None:
         """Raises ValueError for settings that cannot work."""
         check_settings(self.threshold, self.threads)
+        if self.device == "cuda":
+            from osim_core.corpus.dedup.cuda import require_gpu  # imports torch
+
+            require_gpu()
         if not 0 < self.longest_row <= 1 << 30:
             raise ValueError(f"dedup: longest_row {self.longest_row} is not in [1, 2^30]")
         if self.mask_prompts and self.store is not None:

@@ -73,14 +73,13 @@ def known_files(folder: Path, settings: Settings) -> dict[str, list[Part]]:
 
 def _sketch(chunk: np.ndarray, found: Scan, prompts: np.ndarray, settings: Settings) -> tuple[Sketches, int]:
     """Sketches of the chunk's texts and the bytes of those."""
-    columns, text_bytes = _dedup.sketch_lines(
-        chunk,
-        found.begins,
-        found.lengths,
-        settings.mask_roles,
-        prompts,
-        settings.threshold,
-        settings.threads,
-        signatures=settings.store is not None,
-    )
+    signatures = settings.store is not None
+    texts = (chunk, found.begins, found.lengths, settings.mask_roles, prompts)
+    if settings.device == "cuda":
+        from osim_core.corpus.dedup.cuda import CudaSketcher  # imports torch
+
+        data, offsets = _dedup.decode_lines(*texts, settings.threads)
+        sketcher = CudaSketcher(settings.threshold, signatures=signatures, threads=settings.threads)
+        return sketcher(data, offsets), data.size
+    columns, text_bytes = _dedup.sketch_lines(*texts, settings.threshold, settings.threads, signatures=signatures)
     return Sketches(*columns), text_bytes
