@@ -54,23 +54,27 @@ def account(index: Decontaminator, verdict: Verdict, sources: Sequence[str]) -> 
     sources  {source: {rows, flagged, dropped, masked, masked_turns}}
     items    {id: {benchmark, rows (that match), flagged, longest, coverage (the largest), sources {source: flagged}}}
     """
-    by_source: dict[str, Counter[str]] = {}
-    for row, source in enumerate(sources):
-        masked = len(verdict.masked_turns(row))
-        by_source.setdefault(source, Counter()).update(
-            rows=1,
-            flagged=int(verdict.flagged[row]),
-            dropped=int(not verdict.keep[row]),
-            masked=int(masked > 0),
-            masked_turns=masked,
-        )
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(sources))}
+    source_R = np.array([number_of[name] for name in sources], np.int64)
+    masked_turns_R = np.zeros(source_R.size, np.int64)
+    for row in verdict.masks:
+        masked_turns_R[row] = len(verdict.masked_turns(row))
+    columns = {
+        "rows": np.ones(source_R.size, np.int64),
+        "flagged": verdict.flagged,
+        "dropped": ~verdict.keep,
+        "masked": masked_turns_R > 0,
+        "masked_turns": masked_turns_R,
+    }
+    totals = {name: np.bincount(source_R, column, len(number_of)).astype(int) for name, column in columns.items()}
+    by_source = {source: {name: int(t[n]) for name, t in totals.items()} for source, n in number_of.items()}
     items: dict[str, dict[str, Any]] = {}
     for row, number, longest, coverage, flagged in zip(*(c.tolist() for c in verdict.matches), strict=True):
         item = index.items[number]
         found = {"rows": 1, "flagged": int(flagged), "longest": longest, "coverage": coverage}
         found |= {"benchmark": item.benchmark, "sources": {sources[row]: 1} if flagged else {}}
         items[item.id] = _both(items[item.id], found) if item.id in items else found
-    return {"sources": {name: dict(counts) for name, counts in by_source.items()}, "items": items}
+    return {"sources": by_source, "items": items}
 
 
 def merge(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
