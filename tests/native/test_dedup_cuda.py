@@ -1,5 +1,5 @@
 """Sketches on a GPU: the device text, run by emulated warps here, equals csrc/native bit for bit in any
-order of its threads; its barriers are necessary; nvcc's code for it spills nothing. With a GPU, the GPU too.
+order of its threads, and its barriers are necessary. With a GPU, the GPU too.
 """
 
 import json
