@@ -203,6 +203,74 @@ class CorpusConfig:
     cache: str = "data"  # stages, tokens and contexts by content, plans
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Who samples replies, how many, and how far they may run ahead of the learner."""
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    prompts: int = 64  # samples played in a step
+    replies: int = 8  # of each: its group
+    context: int = 16_384  # most tokens of an episode, prompt and replies together
+    temperature: float = 1.0
+    staleness: int = 0  # steps that rollouts may be made ahead with older weights; 0: each step waits for its own
+    max_missing: float = 0.3  # share of a step's episodes that may have no reward; above it the run stops
+    max_mismatch: float = 0.1  # mean |log p(trainer) - log p(sampler)| of on-policy tokens; above it the run stops
+    restarts: int = 3  # of an engine that died
+    memory: float = 0.6  # vLLM: share of a GPU's memory, or GiB of key-value cache on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """A judge model. backend "none": the tasks score by rule; "planted": rewards rubric words and length, for tests of
+    the detectors."""
+
+    backend: Literal["none", "inprocess", "vllm", "http", "planted"] = "none"
+    model: str = ""  # a Hugging Face folder or a packaged model; the name to ask for over HTTP
+    url: str = ""  # http: base of an OpenAI-compatible API
+    key_variable: str = "OPENAI_API_KEY"  # http: environment variable with the key, empty or unset: none
+    concurrency: int = 64
+    deadline: float = 120.0  # seconds for all judgements of a step
+    min_mass: float = 0.2  # least probability of the labels together, or a verdict is missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a reward is made of."""
+
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    held_out_judge: JudgeConfig = field(default_factory=JudgeConfig)  # of another family; watches, never trains
+    detectors: Literal["off", "audit", "train"] = "audit"  # train: a flag multiplies the reward by `penalty`
+    penalty: float = 0.0
+    without: tuple[str, ...] = ()  # detectors that do not suit the tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """Everything recipes/rl.py needs."""
+
+    name: str
+    start: str  # the weights: a run or checkpoint of ours, a Hugging Face folder, or a packaged model
+    tasks: dict[str, float]  # task of osim_core/soul/tasks.py -> its share of the prompts
+    algorithm: str  # of osim_core/update/algorithms.py
+    clip_low: float | None = None  # of the algorithm's surrogate, where it should differ
+    clip_high: float | None = None
+    dual_clip: float | None = None
+    sampler_cap: float | None = 2.0  # truncated importance correction of the sampler's probabilities; None: none
+    updates: int = 1  # optimizer updates per step, each on its share of the groups
+    kl: float = 0.0  # coefficient of the KL term to the starting weights
+    feedback: bool = False  # verbal feedback: critique, second reply, re-attached to the plain prompt (arXiv 2605.20506)
+    lora: LoraConfig | None = None  # None: all weights learn
+    sequence_length: int  # tokens in a packed row
+    chat_format: Literal["template", "chatml"] = "template"
+    rollout: RolloutConfig
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    layout: LayoutConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cache: str = "data"
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A plain, JSON-ready dict of a config dataclass."""
     return dataclasses.asdict(config)
