@@ -31,22 +31,19 @@ from osim_core.corpus.stages.baselines import BaselineJob, measure_baselines
 from osim_core.corpus.stages.clean import CleanJob, benchmark_file, clean, merge_clean
 from osim_core.corpus.stages.cluster import ClusterJob, find_clusters, source_order
 from osim_core.corpus.stages.context import ContextJob, context_store, give_contexts, merge_contexts, what_decides
-from osim_core.corpus.stages.divide import DivideJob, divide
+from osim_core.corpus.stages.divide import Divided, DivideJob, divide
 from osim_core.corpus.stages.filter import FilterJob, merge_filters, run_filters
 from osim_core.corpus.stages.inputs import check_absolute, find_inputs
 from osim_core.corpus.stages.pipeline import Pipeline
 from osim_core.corpus.stages.publish import Corpus, describe, point_to, publish
 from osim_core.corpus.stages.read import ReadJob, check_bad_rows, merge_notes, read
 from osim_core.corpus.stages.tokenise import (
-    Divided,
     TokeniseJob,
-    TokenizerJob,
-    make_tokenizer,
     merge_tokens,
     token_store,
     tokenise,
-    tokenizer_identity,
 )
+from osim_core.corpus.stages.vocabulary import TokenizerJob, make_tokenizer, tokenizer_identity
 from osim_core.observe.corpus_report import write_corpus_report
 from osim_core.observe.progress import Stages
 from osim_core.observe.run_dir import RunDirectory
@@ -179,7 +176,9 @@ def build(config: CorpusConfig, executor: Executor, threads: int, report: Report
         "seed": SEED,
         "config": {name: value for name, value in to_dict(config).items() if name not in ("cache", "pack")},
     }
+    report("publish", 0, 1)
     folder = publish(out or cache / "corpus" / stages.key, manifest, stages)
+    report("publish", 1, 1)
     report("pack", 0, 1)
     pack, training = config.pack, ShardSet.open(folder, "train")
     plan = open_plan(

@@ -3,6 +3,9 @@ because parts are independent and named, and nothing depends on which ends first
 """
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from types import TracebackType
@@ -31,7 +34,7 @@ class Local:
             return
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked child would inherit the locks of our threads
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=context)
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_end_with_parent)
         futures = [self._pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
@@ -52,6 +55,17 @@ class Local:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: end when the parent does. One that is killed closes nothing, and the pool's processes
+    hold each other's pipes open, so they would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Ray:

@@ -7,13 +7,17 @@
     cluster.py     near-duplicates among all records
     clean.py       what becomes of each conversation: duplicate, benchmark item, or kept
     divide.py      train and validation
-    tokenise.py    the tokenizer, token documents by content hash (token_store.py), shards
+    vocabulary.py  the tokenizer
+    tokenise.py    token documents, by content hash (token_store.py), in shards
+    baselines.py   n-gram baselines of the shards
     publish.py     the corpus folder with its manifest and its audit table
-    record.py      a record, and the files of records between the stages
+    record.py      a record, and the files of records between the stages; tables.py: the audit table
+    pipeline.py    the stages in a row, each keyed by the one before
+    memory.py      the bound on memory
 
 A chunk keeps its name from the first stage to the last, so its files can be followed by eye in the work folder.
 Memory of a part does not depend on the corpus: a batch of records, or the hashes of one chunk. The three stages that
-look at the whole corpus (cluster, divide, baselines) hold NumPy columns only; see `memory_bound` in publish.py.
+look at the whole corpus (cluster, divide, baselines) hold NumPy columns only.
 """
 
 VERSION = 1  # part of every stage's identity: raise it when the same inputs give other bytes

@@ -5,6 +5,7 @@ person speaks is in neither split; nor is one whose cluster has a side in valida
 one dialogue as well, which share their cluster, so no words of the validation split are ever trained on.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from osim_core.corpus.durable import map_file, write_durably
 from osim_core.corpus.split import hold_out
 from osim_core.corpus.stage import Counts
+from osim_core.corpus.stages.record import Side, read_chunk
 
 SPLITS = "splits.i8"
 ENDED, NEITHER, TRAIN, VALIDATION = -1, 0, 1, 2
@@ -62,6 +64,25 @@ def divide(job: DivideJob, folder: Path, name: str) -> Counts:
 def read_splits(folder: Path, first: int, last: int) -> np.ndarray:
     """int8 [last - first]: ENDED, NEITHER, TRAIN or VALIDATION of these sides."""
     return map_file(folder / SPLITS).view(np.int8)[first:last]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A chunk of the filter stage, its SIDES table, its sources, and where its sides stand in splits.i8 of `splits`."""
+
+    chunk: Path
+    table: Path
+    sources: tuple[str, ...]
+    splits: Path
+    first: int
+    last: int
+
+    def sides(self) -> Iterator[tuple[int, Side]]:
+        """(split, side) of every side, in order."""
+        codes = iter(read_splits(self.splits, self.first, self.last).tolist())
+        for record in read_chunk(self.chunk):
+            for side in record.sides:
+                yield next(codes), side
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def publish(out: Path, manifest: dict[str, Any], stages: Pipeline) -> Path:
         for name in entry["files"]:
             _link(folders["tokenise"] / name, partial / name)
     shutil.copytree(tokenizer, partial / "tokenizer")
-    for path in sorted(folders["tokenise"].glob("*.audit.parquet")):
+    for path in sorted([*folders["filter"].glob("*.dropped.parquet"), *folders["tokenise"].glob("*.audit.parquet")]):
         _link(path, partial / "audit" / path.name)
     for path in sorted(folders["read"].glob("*.quarantine.jsonl")):
         _link(path, partial / "quarantine" / path.name)

@@ -1,4 +1,4 @@
-"""Seventh stage: the tokenizer, then each chunk's sides as token documents in shards, a shard per chunk and split.
+"""Eighth stage: each chunk's sides as token documents in shards, a shard per chunk and split.
 
 Documents come from the token store, which tokenises what it has not seen; row length, mixture and seed are decided
 later (plan.py), so they never cost a second tokenisation.
@@ -16,82 +16,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from osim_core.config import CorpusConfig
 from osim_core.corpus import tokenizer as tokenizers
 from osim_core.corpus.conversation import RenderedDocument
-from osim_core.corpus.durable import write_durably
 from osim_core.corpus.render import Renderer
 from osim_core.corpus.shards import ShardWriter
 from osim_core.corpus.stage import Counts
-from osim_core.corpus.stages.divide import ENDED, NAMES, NEITHER, TRAIN, VALIDATION, read_splits
+from osim_core.corpus.stages.divide import ENDED, NAMES, NEITHER, TRAIN, VALIDATION, Divided
 from osim_core.corpus.stages.pipeline import Done
-from osim_core.corpus.stages.record import Side, read_chunk
 from osim_core.corpus.stages.tables import AUDIT, ROWS_AT_A_TIME, TableWriter
 from osim_core.corpus.stages.token_store import TokenStore, document_hash
-from osim_core.corpus.tokenizer import CHATML_TEMPLATE
-from osim_core.model.packaged import SMOLLM2, unpack_smollm2
 
-TOKENIZER_CHARACTERS = 2_000_000  # per source, from its beginning; 4,096 tokens need no more
 COUNTED = ("documents", "tokens", "loss_tokens")
-
-
-@dataclass(frozen=True)
-class Divided:
-    """A chunk of the filter stage, its SIDES table, its sources, and where its sides stand in splits.i8 of `splits`."""
-
-    chunk: Path
-    table: Path
-    sources: tuple[str, ...]
-    splits: Path
-    first: int
-    last: int
-
-    def sides(self) -> Iterator[tuple[int, Side]]:
-        """(split, side) of every side, in order."""
-        codes = iter(read_splits(self.splits, self.first, self.last).tolist())
-        for record in read_chunk(self.chunk):
-            for side in record.sides:
-                yield next(codes), side
-
-
-@dataclass(frozen=True)
-class TokenizerJob:
-    """tokenizer: "trained", or where it is. parts: all chunks, in order."""
-
-    tokenizer: str
-    vocab_size: int
-    chat_format: str
-    parts: tuple[Divided, ...]
-
-
-def make_tokenizer(job: TokenizerJob, folder: Path, name: str) -> Counts:
-    """Train the tokenizer on the beginning of each source's train split, or copy the given one, into
-    `folder/tokenizer`. Counts: fingerprint, vocab_size, end_of_turn."""
-    target = folder / "tokenizer"
-    if job.tokenizer == "trained":
-        made = tokenizers.train(_training_texts(job.parts), target, job.vocab_size)
-    else:
-        made = tokenizers.load(job.tokenizer)
-        made.save(target)
-        if job.chat_format == "chatml":  # whoever serves the model must use the format it was trained in
-            write_durably(target / "chat_template.jinja", CHATML_TEMPLATE.encode())
-    end_of_turn = Renderer(made, job.chat_format).end_of_turn
-    return {"fingerprint": made.fingerprint, "vocab_size": made.vocab_size, "end_of_turn": end_of_turn}
-
-
-def _training_texts(parts: tuple[Divided, ...]) -> Iterator[str]:
-    """What the model must write or is told; user turns repeat other people's."""
-    taken: Counter[str] = Counter()
-    for part in parts:
-        if all(taken[source] > TOKENIZER_CHARACTERS for source in part.sources):
-            continue  # not even opened: a large corpus would be read for nothing
-        for split, side in part.sides():
-            conversation = side.conversation
-            if split == TRAIN and taken[conversation.source] <= TOKENIZER_CHARACTERS:
-                for message in conversation.messages:
-                    if message.role != "user":
-                        taken[conversation.source] += len(message.content)
-                        yield message.content
 
 
 @dataclass(frozen=True)
@@ -170,14 +105,6 @@ def _count(
 def _renderer(tokenizer: Path, chat_format: str) -> Renderer:
     """Once a process."""
     return Renderer(tokenizers.load(tokenizer), chat_format)
-
-
-def tokenizer_identity(config: CorpusConfig, cache: Path) -> tuple[str, str]:
-    """("trained", or where the tokenizer is; what its output is keyed by). Raises ValueError if it cannot be read."""
-    if config.tokenizer == "trained":
-        return "trained", f"trained {config.tokenizer_vocab_size}"
-    place = unpack_smollm2(cache) if config.tokenizer == SMOLLM2 else Path(config.tokenizer)
-    return str(place), tokenizers.load(place).fingerprint
 
 
 def token_store(cache: Path, tokenizer: Counts, chat_format: str) -> Path:
