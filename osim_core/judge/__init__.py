@@ -1,0 +1,1 @@
+"""Judges: language models that score replies against a rubric, by the probabilities of its answer words."""
