@@ -7,8 +7,6 @@
 `<run>/export/<step>` and served by transformers.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +14,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from osim_core.checkpoint.export import find_checkpoint
+from osim_core.checkpoint.export import exported
 from osim_core.parallel import launch
 
 
@@ -28,19 +26,6 @@ class Chat:
     top_p: float = 0.95
     max_new_tokens: int = 128
     seed: int = 0
-
-
-def exported(run: Path) -> Path:
-    """The Hugging Face folder of a run's newest checkpoint, converted on first use."""
-    checkpoint = find_checkpoint(run).resolve()
-    folder = checkpoint.parent.parent / "export" / checkpoint.name
-    if not folder.is_dir():
-        folder.parent.mkdir(exist_ok=True)
-        # in its own process: megatron-core's stand-in for CUDA must not meet transformers' generation
-        command = [sys.executable, "-m", "osim_core.checkpoint.export", str(checkpoint), str(folder)]
-        if code := subprocess.run(command).returncode:
-            raise SystemExit(code)  # it has said why
-    return folder
 
 
 def main() -> None:

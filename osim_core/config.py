@@ -258,7 +258,7 @@ class RLConfig:
     sampler_cap: float | None = 2.0  # truncated importance correction of the sampler's probabilities; None: none
     updates: int = 1  # optimizer updates per step, each on its share of the groups
     kl: float = 0.0  # coefficient of the KL term to the starting weights
-    feedback: bool = False  # verbal feedback: critique, second reply, re-attached to the plain prompt (arXiv 2605.20506)
+    feedback: bool = False  # critique, second reply, re-attached to the plain prompt (Ditto, arXiv 2605.20506)
     lora: LoraConfig | None = None  # None: all weights learn
     sequence_length: int  # tokens in a packed row
     chat_format: Literal["template", "chatml"] = "template"

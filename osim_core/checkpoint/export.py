@@ -7,6 +7,8 @@ torchrun --nproc-per-node 8 -m osim_core.checkpoint.export RUN OUT_DIR --tensor 
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +57,19 @@ def export(checkpoint: Path, out: Path, tensor: int = 1) -> None:
         stop = Renderer(load_tokenizer(tokenizer)).end_of_turn  # without it generate() runs on into the next turn
         (out / "generation_config.json").write_text(json.dumps({"eos_token_id": stop, "pad_token_id": stop}))
     layout.shutdown()
+
+
+def exported(run: Path) -> Path:
+    """The Hugging Face folder of a run's newest checkpoint, converted on first use."""
+    checkpoint = find_checkpoint(run).resolve()
+    folder = checkpoint.parent.parent / "export" / checkpoint.name
+    if not folder.is_dir():
+        folder.parent.mkdir(exist_ok=True)
+        # in its own process: megatron-core's stand-in for CUDA must not meet transformers' generation
+        command = [sys.executable, "-m", "osim_core.checkpoint.export", str(checkpoint), str(folder)]
+        if code := subprocess.run(command).returncode:
+            raise SystemExit(code)  # it has said why
+    return folder
 
 
 def main() -> None:
