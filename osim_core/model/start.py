@@ -14,7 +14,7 @@ from osim_core.model.packaged import SMOLLM2, unpack_smollm2
 
 
 def hugging_face_folder(start: str, cache: Path) -> Path:
-    """The folder with config.json, safetensors and tokenizer behind `start`. A run's newest checkpoint is exported once.
+    """The folder with config.json, safetensors and tokenizer behind `start`; a run's newest checkpoint, exported once.
 
     Raises ValueError where there is no model.
     """
