@@ -35,7 +35,7 @@ from osim_core.corpus.stages.divide import Divided, DivideJob, divide
 from osim_core.corpus.stages.filter import FilterJob, merge_filters, run_filters
 from osim_core.corpus.stages.inputs import check_absolute, find_inputs
 from osim_core.corpus.stages.pipeline import Pipeline
-from osim_core.corpus.stages.publish import Corpus, describe, point_to, publish
+from osim_core.corpus.stages.publish import Corpus, check_out, describe, point_to, publish
 from osim_core.corpus.stages.read import ReadJob, check_bad_rows, merge_notes, read
 from osim_core.corpus.stages.tokenise import (
     TokeniseJob,
@@ -94,6 +94,7 @@ def main() -> None:
 def build(config: CorpusConfig, executor: Executor, threads: int, report: Report, out: Path | None = None) -> Corpus:
     """Build the corpus, or find it. Raises ValueError, in one line, for whatever a person can mend."""
     cache = Path(config.cache).resolve()
+    check_out(out)
     inputs = find_inputs(config)
     packaged = benchmark_items() if config.decontaminate.benchmarks else ()
     items = benchmark_file(packaged, config.decontaminate.against, cache / "corpus")
