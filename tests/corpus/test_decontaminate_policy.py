@@ -134,3 +134,16 @@ def test_reports_of_parts_add_up_to_that_of_the_whole(talk, items):
     counts = by_benchmark(index, whole)
     assert counts["first"] == {"items": 100, "items_found": 23, "items_too_short": 0}
     assert counts["second"]["items_found"] == 22
+
+
+def test_the_report_names_the_worst_of_all_parts():
+    words = [f"word{n}" for n in range(40)]
+    index = Decontaminator([Item("q", "b", (" ".join(words),))])
+    quotes = [words[:10], words[:30], words[5:25]]
+    parts = [
+        account(index, judge(index, [[" ".join(quote)]], "drop"), [source])
+        for quote, source in zip(quotes, "xyx", strict=True)
+    ]
+    found = {"benchmark": "b", "rows": 3, "flagged": 2, "longest": 30, "coverage": 0.75, "sources": {"y": 1, "x": 1}}
+    assert merge(parts)["items"] == merge(parts[::-1])["items"] == {"q": found}
+    assert merge(parts)["sources"]["x"] == {"rows": 2, "flagged": 1, "dropped": 1, "masked": 0, "masked_turns": 0}

@@ -125,6 +125,34 @@ def test_many_files_are_one_corpus(corpus, clusters, tmp_path, small_chunks):
         deduplicate([paths[0], tmp_path / "." / "0.jsonl"], tmp_path / "out.parquet", Settings())
 
 
+def test_long_texts_meet_over_parts_and_files(tmp_path, small_chunks):
+    rng = np.random.default_rng(0)
+    texts = []
+    for length in (30, 900, 1_300, 5_000, 1_100, 60, 8_000, 1_020):  # 16-bit lanes, both, 32-bit lanes
+        words = [f"w{i}" for i in rng.integers(0, 50_000, length)]
+        texts += [" ".join(words), " ".join([*words, "and", "more"])]
+    texts = [texts[i] for i in rng.permutation(len(texts))]
+    paths = [write_rows(tmp_path / "1.jsonl", texts[:6]), write_rows(tmp_path / "2.jsonl", texts[6:])]
+    deduplicate(paths, tmp_path / "out.parquet", Settings())
+    once = find_duplicates(texts)
+    assert read(tmp_path / "out.parquet")["cluster"] == once.survivor.tolist() and once.keep.sum() == 8
+
+
+def test_a_source_that_was_cut_short_is_sketched_anew(corpus, clusters, tmp_path, small_chunks):
+    source = write_rows(tmp_path / "in.jsonl", corpus)
+    settings = Settings(store=tmp_path / "store")
+
+    def stop_midway(stage: str, done: int, total: int) -> None:
+        if stage == "sketch" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deduplicate(source, tmp_path / "out.parquet", settings, stop_midway)
+    assert len(list((tmp_path / "store").iterdir())) > 5 and not (tmp_path / "out.parquet").exists()
+    deduplicate(source, tmp_path / "out.parquet", settings)
+    assert read(tmp_path / "out.parquet")["cluster"] == clusters.survivor.tolist()
+
+
 def test_bad_rows_keep_their_numbers_over_files(tmp_path):
     text = "one good row of several words"
     for name in ("a", "b"):
