@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <atomic>
@@ -187,7 +188,8 @@ struct Sketches {
 
 auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
                const std::function<const std::uint32_t*(int, std::vector<std::uint32_t>&)>& band, double threshold,
-               int threads, bool scalar, const std::function<void(int)>& progress = {}) {
+               int threads, bool scalar, const std::function<void(int)>& progress = {},
+               const std::function<KeyRuns(int)>& runs = {}) {
     const auto count = static_cast<std::size_t>(rows);
     if (columns.hashes.shape(0) != count || columns.hashes.shape(1) != 2 || columns.widths.shape(0) != count ||
         columns.digits.shape(0) != count || columns.digits.shape(1) != kLanes / 16 ||
@@ -219,6 +221,7 @@ auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
         input.priorities = columns.priorities ? columns.priorities->data() : nullptr;
         input.threshold = threshold;
         input.progress = progress;
+        input.runs = runs;
         statistics = cluster(input, threads, simd_of(scalar), survivor.data(), jaccard.data());
     }
     return std::make_tuple(std::move(survivor).array(), std::move(jaccard).array(),
@@ -226,18 +229,46 @@ auto clustered(const Sketches& columns, const Texts& texts, std::int64_t rows,
                                            statistics.accepted));
 }
 
+// For each band the rows and borders of KeyRuns, as another device sorted them.
+using SortedBands = std::vector<std::pair<Input1d<std::uint32_t>, Input1d<std::int64_t>>>;
+
+void require_runs(const SortedBands& bands, std::size_t count) {
+    if (bands.size() != kBands) {
+        throw std::invalid_argument("runs: expected " + std::to_string(kBands) + " bands, got " +
+                                    std::to_string(bands.size()));
+    }
+    for (const auto& [rows, borders] : bands) {
+        const std::span<const std::uint32_t> row(rows.data(), rows.shape(0));
+        const std::span<const std::int64_t> border(borders.data(), borders.shape(0));
+        if (border.empty() || border.front() != 0 || border.back() != static_cast<std::int64_t>(row.size()) ||
+            !std::ranges::is_sorted(border) || std::ranges::any_of(row, [&](auto r) { return r >= count; })) {
+            throw std::invalid_argument("runs: borders must ascend from 0 to the number of rows, rows be below " +
+                                        std::to_string(count));
+        }
+    }
+}
+
 auto cluster_texts(Input1d<std::uint8_t> data, Input1d<std::int64_t> offsets, Input2d<std::uint64_t> hashes,
                    Input1d<std::uint8_t> widths, Input2d<std::uint32_t> keys, Input2d<std::uint64_t> digits,
                    Input1d<std::int64_t> wide_rows, Input2d<std::uint32_t> wide_keys,
-                   std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar) {
+                   std::optional<Input1d<std::int32_t>> priorities, double threshold, int threads, bool scalar,
+                   const std::optional<SortedBands>& runs) {
     const BufferTexts texts(data, offsets);
     const auto count = static_cast<std::size_t>(texts.count());
     if (keys.shape(0) != kBands || keys.shape(1) != count) {
         throw std::invalid_argument("band keys do not belong to these " + std::to_string(count) + " texts");
     }
+    std::function<KeyRuns(int)> sorted_band;
+    if (runs) {
+        require_runs(*runs, count);
+        sorted_band = [&](int band) -> KeyRuns {
+            const auto& [rows, borders] = (*runs)[band];
+            return {{rows.data(), rows.shape(0)}, {borders.data(), borders.shape(0)}};
+        };
+    }
     return clustered({hashes, widths, digits, wide_rows, wide_keys, priorities}, texts, texts.count(),
                      [&](int band, std::vector<std::uint32_t>&) { return keys.data() + band * count; }, threshold,
-                     threads, scalar);
+                     threads, scalar, {}, sorted_band);
 }
 
 using Extents = Input2d<std::int64_t>;
@@ -344,8 +375,9 @@ NB_MODULE(_dedup, m) {
           nb::arg("hashes").noconvert(), nb::arg("widths").noconvert(), nb::arg("keys").noconvert(),
           nb::arg("digits").noconvert(), nb::arg("wide_rows").noconvert(), nb::arg("wide_keys").noconvert(),
           nb::arg("priorities").none().noconvert(), nb::arg("threshold"), nb::arg("threads"),
-          nb::arg("scalar") = false,
-          "(survivor int64 [N], jaccard float32 [N], (exact, candidates, verified, accepted)) from sketches.");
+          nb::arg("scalar") = false, nb::arg("runs") = nb::none(),
+          "(survivor int64 [N], jaccard float32 [N], (exact, candidates, verified, accepted)) from sketches. runs: for "
+          "each band (rows uint32, borders int64) of the texts that share a key with others, in place of keys.");
     m.def("sketch_lines", &sketch_lines, nb::arg("chunk").noconvert(), nb::arg("begins").noconvert(),
           nb::arg("lengths").noconvert(), nb::arg("mask_roles"), nb::arg("prompts").noconvert(), nb::arg("threshold"),
           nb::arg("threads"), nb::arg("signatures"), nb::arg("scalar") = false,

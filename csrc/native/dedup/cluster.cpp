@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -191,6 +192,9 @@ class BandWorker {
         : input_(input), nodes_(nodes), forest_(forest), verifier_(*input.texts, input.threshold, simd) {}
 
     void narrow_band(int band) {
+        if (input_.runs) {
+            return sorted_band(input_.runs(band));
+        }
         const std::uint32_t* keys = input_.band(band, column_);
         buckets_.each(
             static_cast<std::int64_t>(nodes_.narrow.size()),
@@ -223,6 +227,18 @@ class BandWorker {
     }
 
   private:
+    void sorted_band(const KeyRuns& runs) {
+        for (std::size_t i = 0; i + 1 < runs.borders.size(); ++i) {
+            const auto run = runs.rows.subspan(runs.borders[i], runs.borders[i + 1] - runs.borders[i]);
+            run_.clear();
+            std::ranges::copy_if(run, std::back_inserter(run_),
+                                 [&](std::uint32_t row) { return nodes_.of_row[row] == row; });
+            if (run_.size() > 1) {
+                compare(run_);
+            }
+        }
+    }
+
     void compare(std::span<std::uint32_t> rows) {
         const std::uint32_t root = forest_.root(rows[0]);
         if (std::ranges::all_of(rows, [&](std::uint32_t row) { return forest_.root(row) == root; })) {
@@ -268,6 +284,7 @@ class BandWorker {
     Verifier verifier_;
     Buckets buckets_;
     std::vector<std::uint32_t> column_;
+    std::vector<std::uint32_t> run_;
     std::int64_t candidates_ = 0;
 };
 

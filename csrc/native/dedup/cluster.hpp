@@ -26,6 +26,12 @@ class Texts {
     virtual void prefetch(std::int64_t) const {}  // it may be read soon
 };
 
+// Texts that share a band's key with others, key by key: those of one key are rows[borders[i]] .. rows[borders[i + 1]].
+struct KeyRuns {
+    std::span<const std::uint32_t> rows;
+    std::span<const std::int64_t> borders;
+};
+
 struct ClusterInput {
     std::int64_t count = 0;  // N, below 2^32 - 1
     const ExactHash* hashes = nullptr;
@@ -33,6 +39,7 @@ struct ClusterInput {
     const Digits* digits = nullptr;
     // Key column [N] of one band, loaded into the buffer or pointing elsewhere; called from several threads.
     std::function<const std::uint32_t*(int band, std::vector<std::uint32_t>& buffer)> band;
+    std::function<KeyRuns(int band)> runs;  // in place of the columns, where another device sorted them; or empty
     std::span<const WideKeys> wide;
     const Texts* texts = nullptr;
     const std::int32_t* priorities = nullptr;  // [N] or null; the lowest survives, then the lowest row

@@ -117,18 +117,22 @@ def find_duplicates(
 
     priorities  int32 [N] or None, such as a rank of each text's source; the lowest number survives
     scalar      do without AVX2 (the result is the same)
-    device      where to sketch; the result is the same. Raises ValueError for "cuda" without a GPU
+    device      where to sketch and to sort band keys; the result is the same
+    Raises ValueError for a null text, settings out of range, and device "cuda" without a GPU.
     """
     check_settings(threshold, threads)
     data, offsets = text_buffers(texts)
     if priorities is not None:
         priorities = np.ascontiguousarray(priorities, np.int32)
     if device == "cuda":
-        from osim_core.corpus.dedup.cuda import CudaSketcher  # imports torch
+        from osim_core.corpus.dedup.buckets import band_runs  # these import torch
+        from osim_core.corpus.dedup.cuda import CudaSketcher
 
         sketches = CudaSketcher(threshold, threads=threads)(data, offsets)
+        runs = band_runs(sketches, device)
     else:
         sketches = Sketches(*_dedup.sketch(data, offsets, threshold, threads, signatures=False, scalar=scalar))
+        runs = None
     survivor, jaccard, counts = _dedup.cluster(
         data,
         offsets,
@@ -142,5 +146,6 @@ def find_duplicates(
         threshold,
         threads,
         scalar=scalar,
+        runs=runs,
     )
     return Clusters(survivor, jaccard, Statistics(*counts))
