@@ -22,7 +22,8 @@
 namespace py = pybind11;
 
 namespace osim::cuda {
-void bind_dedup(py::module_& m);  // dedup/bindings.cpp
+void bind_dedup(py::module_& m);        // dedup/bindings.cpp
+void bind_judge_score(py::module_& m);  // judge_score/bindings.cpp
 }
 
 namespace {
@@ -81,4 +82,5 @@ PYBIND11_MODULE(_cuda, m) {
           "All tables of a packed batch in one int32 buffer (csrc/common/batch_buffer.hpp), one launch; "
           "called through osim_kernels.packed_attention.metadata.");
     osim::cuda::bind_dedup(m);
+    osim::cuda::bind_judge_score(m);
 }

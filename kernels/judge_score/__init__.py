@@ -14,6 +14,7 @@ L labels of all dimensions.
 """
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -50,12 +51,19 @@ __all__ = [
 
 AdvantageKind = Literal["grpo", "dr_grpo", "rloo"]
 EPSILON = 1e-6
+LOAD_BYTES = 16  # of a thread in csrc/cuda/judge_score
 
 
 def _load_triton():
     from osim_kernels.judge_score.triton import judge_score_triton
 
     return judge_score_triton
+
+
+def _load_cuda():
+    from osim_kernels.judge_score.cuda import judge_score_cuda
+
+    return judge_score_cuda
 
 
 def _load_gathered():
@@ -76,6 +84,12 @@ def _load_triton_groups():
     return group_advantages_triton
 
 
+def _load_cuda_groups():
+    from osim_kernels.judge_score.cuda import group_advantages_cuda
+
+    return group_advantages_cuda
+
+
 def _load_gathered_groups():
     from osim_kernels.judge_score.gathered import group_advantages_gathered
 
@@ -93,6 +107,14 @@ def _triton_refuses(device, dtype, **case) -> str | None:
     return needs_cuda(device, dtype) or (None if dtype in known else "knows fp32, bf16 and fp16")
 
 
+def _cuda_refuses(device, dtype, *, hidden_size: int = 0, **case) -> str | None:
+    if find_spec("osim_core._cuda") is None:
+        return "osim_core._cuda is not built here"
+    if hidden_size * dtype.itemsize % LOAD_BYTES:
+        return f"needs rows of whole {LOAD_BYTES}-byte units, not {hidden_size} elements"
+    return _triton_refuses(device, dtype)
+
+
 def _reference_refuses(device, dtype, *, vocab_parallel: bool = False, **case) -> str | None:
     return "holds whole logits, so the head must not be vocabulary-parallel" if vocab_parallel else None
 
@@ -100,12 +122,14 @@ def _reference_refuses(device, dtype, *, vocab_parallel: bool = False, **case) -
 _op = Op(
     "judge_score",
     Implementation(name="triton", load=_load_triton, refuses=_triton_refuses),
+    Implementation(name="cuda", load=_load_cuda, refuses=_cuda_refuses),
     Implementation(name="gathered", load=_load_gathered, refuses=anywhere),
     Implementation(name="reference", load=_load_reference, refuses=_reference_refuses),
 )
 _groups_op = Op(
     "group_advantages",
     Implementation(name="triton", load=_load_triton_groups, refuses=_triton_refuses),
+    Implementation(name="cuda", load=_load_cuda_groups, refuses=_cuda_refuses),
     Implementation(name="gathered", load=_load_gathered_groups, refuses=anywhere),
     Implementation(name="reference", load=_load_reference_groups, refuses=anywhere),
 )
@@ -185,7 +209,10 @@ def judge_score(
     if missing_IJ is not None and missing_IJ.dtype != torch.bool:
         raise ValueError(f"judge score: missing_IJ must be bool, got {missing_IJ.dtype}")
     wide = torch.promote_types(hidden_ISD.dtype, torch.float32)
-    scores = _op.select(hidden_ISD.device, hidden_ISD.dtype, vocab_parallel=vocab_parallel)(
+    compute = _op.select(
+        hidden_ISD.device, hidden_ISD.dtype, vocab_parallel=vocab_parallel, hidden_size=hidden_ISD.shape[2]
+    )
+    scores = compute(
         hidden_ISD,
         head_VD,
         labels,
