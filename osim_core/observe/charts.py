@@ -85,6 +85,7 @@ def bars_svg(bars: Bars) -> str:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         if len(bars.series) > 1:
+            axes.margins(y=0.2)  # room for the legend
             axes.legend(frameon=False, fontsize=8, ncols=min(3, len(bars.series)))
         return _rendered(figure)
 
