@@ -110,8 +110,8 @@ class Outcome:
     turns       the public transcript
     values      parts that a rule scored, in [0, 1] unless the task says otherwise
     judgements  what a judge must score before the task can
-    ended       "done", "turns" (the task's limit), "length" (a reply was cut where that ends the task), or the reason
-                of the Missing that ended it
+    ended       "done", "turns" (the task's limit), "length" (the last reply was cut), "malformed" (the policy's replies
+                cannot be read), or the reason of the Missing that ended it
     """
 
     turns: tuple[Turn, ...]

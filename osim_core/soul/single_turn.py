@@ -1,6 +1,7 @@
 """Episodes of one question and one answer, which most tasks of SOUL-Index are."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from osim_core.corpus.conversation import Message
 from osim_core.missing import Missing, Value
@@ -12,9 +13,15 @@ def single_turn(
     max_tokens: int,
     examine: Callable[[str], Outcome],
 ) -> Episode:
-    """Ask the policy once. `examine` turns its text into the outcome; a missing reply ends the episode as missing."""
+    """Ask the policy once. `examine` turns its text into the outcome; a missing reply ends the episode as missing.
+
+    A reply that was cut at `max_tokens` is examined like any other, and the outcome says that it ended by "length".
+    """
     (reply,) = yield (Ask(speaker=POLICY, messages=tuple(messages), max_tokens=max_tokens),)
-    return unanswered((), reply.text) if isinstance(reply.text, Missing) else examine(reply.text)
+    if isinstance(reply.text, Missing):
+        return unanswered((), reply.text)
+    outcome = examine(reply.text)
+    return replace(outcome, ended="length") if reply.finish == "length" else outcome
 
 
 def unanswered(turns: tuple[Turn, ...], missing: Missing) -> Outcome:
