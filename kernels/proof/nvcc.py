@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from osim_kernels.proof.occupancy import SHARED_RESERVED, Occupancy, occupancy
@@ -56,7 +57,8 @@ class Kernel:
         return min(found, key=lambda loop: len(loop.instructions))
 
 
-def kernels(path: Path, architecture: str) -> list[Kernel]:
+@cache
+def kernels(path: Path, architecture: str) -> tuple[Kernel, ...]:
     """The kernels compiled for an architecture such as sm_90a. Raises ValueError if there are none."""
     usage = _by_function(_cuobjdump(path, architecture, "-res-usage"))
     listings = _by_function(_cuobjdump(path, architecture, "-sass"))
@@ -68,7 +70,7 @@ def kernels(path: Path, architecture: str) -> list[Kernel]:
         found.append(Kernel(name, Resources(registers, stack), shared - reserved, local, code))
     if not found:
         raise ValueError(f"{path}: no kernel for {architecture}")
-    return found
+    return tuple(found)
 
 
 def _by_function(text: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What nvcc makes of the sketch kernels for A100 and H100: nothing spilled, the lanes' loop at its known length."""
 
+import json
 import shutil
 import subprocess
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import dedup_cuda
 from osim_kernels.proof import nvcc
 
 CSRC = Path(__file__).parent.parent.parent / "csrc"
@@ -57,3 +59,16 @@ def test_a_planted_spill_is_seen(tmp_path):
 def test_cycles_of_the_loop_are_counted_by_pipe():
     code = [nvcc.Instruction(0, name, (), "", 1) for name in ["LDS"] + ["LOP3"] * 4 + ["IMAD"] * 4 + ["VIMNMX3"] * 2]
     assert nvcc.issue_cycles(tuple(code)) == {"issue": 11.0, "multiply": 8.0, "integer": 12.0}
+
+
+@pytest.mark.skipif(MODULE is None, reason="osim_core._cuda is not built here (no nvcc at set-up)")
+def test_the_offline_report_states_its_ceilings_as_targets(tmp_path):
+    dedup_cuda.offline([f"the {n} quick brown foxes jump over a lazy dog " * 9 for n in range(40)], tmp_path / "rows")
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert [row["case"]["architecture"] for row in rows] == ["sm_90a", "sm_90a", "sm_80", "sm_80"]
+    assert {row["case"]["rung"] for row in rows} == {"target"}
+    short = next(row["result"] for row in rows if row["case"]["kernel"] == "short texts")
+    # 16 flips, 8 minima and 2 for the loop take two cycles each of 132 x 4 quarters for four shingles on 128 lanes.
+    assert short["loop_cycles_integer"] == 52
+    assert short["lane_shingles_per_second"] == pytest.approx(132 * 4 * 1.755e9 * 512 / 52)
+    assert 55e9 < short["text_bytes_per_second"] < short["lane_shingles_per_second"] / 128 * 6.4
