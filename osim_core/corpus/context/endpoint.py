@@ -7,7 +7,6 @@ turn the corpus into missing rows.
 
 import http.client
 import json
-import os
 import random
 import time
 import urllib.error
@@ -17,15 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from osim_core import endpoint
 from osim_core.corpus.context import prompt
 from osim_core.corpus.context.schema import JSON_SCHEMA, SchemaError, parse
 from osim_core.corpus.context.writers import Draft, Request
 
-MAX_ANSWER_BYTES = 2**20
-MAX_PAUSE_S = 60.0
 RETRY_TEMPERATURE = 0.7  # the first attempt is greedy; the same draft again would be rejected again
-FATAL = (401, 403, 404)  # wrong key, model or address: the same for every row
-TRANSIENT = (408, 409, 425, 429)
 
 
 class EndpointDown(RuntimeError):
@@ -59,12 +55,12 @@ class EndpointWriter:
     max_failures: int = 20
     stated: ClassVar[bool] = False
     identity: str = field(init=False)
+    _url: str = field(init=False)
     _failures: int = field(init=False, default=0)
     _last: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError(f"context endpoint: {self.base_url!r} is not an http:// or https:// address")
+        self._url = endpoint.chat_url(self.base_url, "context endpoint")
         self.identity = f"chat {self.model} prompt {prompt.VERSION} tokens {self.max_tokens}"
 
     def write(self, requests: Sequence[Request]) -> list[Draft]:
@@ -91,16 +87,16 @@ class EndpointWriter:
             except urllib.error.HTTPError as error:
                 detail = error.read(500).decode("utf-8", "replace").strip()
                 reason = f"HTTP {error.code}: {detail}"
-                if error.code in FATAL:
+                if error.code in endpoint.FATAL:
                     raise ValueError(f"context endpoint {self.base_url}, model {self.model}: {reason}") from error
-                if error.code < 500 and error.code not in TRANSIENT:
+                if not endpoint.passes(error.code):
                     self._failures = 0
                     return Draft(None, "refused", reason)
-                pause = _asked_pause(error.headers.get("Retry-After"), pause)
+                pause = endpoint.asked_pause(error.headers.get("Retry-After"), pause)
             except (OSError, http.client.HTTPException) as error:  # timeouts, refused and broken connections
                 reason = f"{type(error).__name__}: {error}"
             if attempt + 1 < self.tries:
-                time.sleep(min(pause, MAX_PAUSE_S))
+                time.sleep(min(pause, endpoint.MAX_PAUSE_S))
         self._failures += 1
         self._last = reason
         return Draft(None, "transport", f"no answer in {self.tries} tries; the last: {reason}", None, None)
@@ -117,14 +113,9 @@ class EndpointWriter:
                 "json_schema": {"name": "social_context", "schema": JSON_SCHEMA, "strict": True},
             },
         }
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_variable):
-            headers["Authorization"] = f"Bearer {key}"
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        with urllib.request.urlopen(
-            urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=self.timeout_s
-        ) as response:
-            return response.read(MAX_ANSWER_BYTES)
+        request_ = urllib.request.Request(self._url, json.dumps(body).encode(), endpoint.headers(self.key_variable))
+        with urllib.request.urlopen(request_, timeout=self.timeout_s) as response:
+            return response.read(endpoint.MAX_ANSWER_BYTES)
 
     def _answer(self, body: bytes) -> Draft:
         self._failures = 0
@@ -141,8 +132,3 @@ class EndpointWriter:
             return Draft(parse(content), "", "", *tokens)
         except SchemaError as error:
             return Draft(None, "schema", str(error), *tokens)
-
-
-def _asked_pause(header: str | None, otherwise: float) -> float:
-    """Retry-After in seconds; its other form, a date, is not worth a clock comparison."""
-    return float(header) if header and header.isdigit() else otherwise
