@@ -76,7 +76,7 @@ def prepare(data: DataConfig, report: Report | None = None) -> Path:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         try:
-            manifest = corpus.stages(partial, report or (lambda stage, done, total: None))
+            manifest = corpus.build(partial, report or (lambda stage, done, total: None))
         except ValueError:
             shutil.rmtree(partial)
             raise

@@ -13,14 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from osim_core.config import DataConfig, DecontaminateConfig, DedupConfig, FilterConfig, PackConfig
+from osim_core.config import CorpusConfig, DataConfig, DecontaminateConfig, DedupConfig, FilterConfig, PackConfig
 from osim_core.corpus import tokenizer as tokenizers
-from osim_core.corpus.executor import Local
+from osim_core.corpus.executor import Local, Ray
 from osim_core.corpus.prepare import prepare
 from osim_core.corpus.shards import ShardSet
 from osim_core.corpus.stages import token_store
 from tests.corpus.planted import ITEMS, built, contents, plant, watched
-
 
 ROOT = Path(__file__).parents[2]
 
@@ -290,3 +289,28 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes_and_redoes_nothing(tm
     assert sorted(finished) == sorted(set(finished)), "a finished part was done again"
     assert set(finished) <= set((tmp_path / "other.log").read_text().split("\n"))
     assert not list((tmp_path / "data" / "corpus" / "work").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_bytes(tmp_path, config, corpus):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert contents(built(config, Ray(), cache=str(tmp_path))) == contents(corpus)
+    finally:
+        ray.shutdown()
+
+
+def test_packaged_people_are_held_out_as_prepare_holds_them_out(tmp_path):
+    """One rule for both ways to shards: the same plays and debates in the same splits."""
+    quick = prepare(DataConfig(sources={"debates": 1.0}, tokenizer_vocab_size=300, cache=str(tmp_path)))
+    whole = built(
+        CorpusConfig(
+            name="debates", packaged=("debates",), tokenizer_vocab_size=300, pack=PackConfig(), cache=str(tmp_path)
+        ),
+        decontaminate=DecontaminateConfig(benchmarks=False),
+    )
+    for split in ("train", "validation"):
+        shards = ShardSet.open(quick, split)
+        expected = {shards.id(number): shards.tokens(number).tolist() for number in range(len(shards))}
+        assert {name: found.tokens.tolist() for name, found in documents(whole, split).items()} == expected

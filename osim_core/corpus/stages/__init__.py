@@ -21,4 +21,5 @@ look at the whole corpus (cluster, divide, baselines) hold NumPy columns only.
 """
 
 VERSION = 1  # part of every stage's identity: raise it when the same inputs give other bytes
-BATCH = 256  # records in memory at a time
+BATCH = 256  # records in memory at a time,
+BATCH_BYTES = 16 << 20  # or fewer, once they are that large

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import batched
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +18,8 @@ from osim_core.corpus.decontaminate.policy import Policy, Verdict, account, by_b
 from osim_core.corpus.durable import write_durably
 from osim_core.corpus.split import rank_bits
 from osim_core.corpus.stage import Counts
-from osim_core.corpus.stages import BATCH
 from osim_core.corpus.stages.cluster import Clusters, read_clusters
-from osim_core.corpus.stages.record import Record, Side, read_chunk
+from osim_core.corpus.stages.record import Record, Side, read_batches
 from osim_core.corpus.stages.tables import SIDES, TableWriter, audit_row
 
 NAMED_ITEMS = 3  # in an audit row's reason; the report has all
@@ -53,10 +51,13 @@ def clean(job: CleanJob, folder: Path, name: str) -> Counts:
     duplicate_sides = 0
     found: dict[str, Any] = {"sources": {}, "items": {}}
     with TableWriter(folder / f"{name}.parquet", SIDES) as table:
-        for some in batched(enumerate(read_chunk(job.chunk)), BATCH):
-            sides = [(number, record, side) for number, record in some for side in record.sides]
+        first = 0
+        for some in read_batches(job.chunk):
+            numbered = list(enumerate(some, first))
+            first += len(some)
+            sides = [(number, record, side) for number, record in numbered for side in record.sides]
             rows = {at: _row(job, clusters, *side) for at, side in enumerate(sides)}
-            for number, record in some:
+            for number, record in numbered:
                 if not clusters.keep[number]:
                     duplicates[record.source] = duplicates.get(record.source, 0) + 1
             alive = [at for at, row in rows.items() if not row["ended"]]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import batched, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from osim_core.corpus.context.store import ContextStore, Row
 from osim_core.corpus.context.writers import RuleWriter, Writer
 from osim_core.corpus.durable import DurableFile
 from osim_core.corpus.stage import Counts
-from osim_core.corpus.stages import BATCH
 from osim_core.corpus.stages.pipeline import Done
-from osim_core.corpus.stages.record import Record, Side, read_chunk, to_line
+from osim_core.corpus.stages.record import Record, Side, read_batches, to_line
 
 NOT_OF_CORPUS = ("cached", "new_cost")  # differ between a build and the same build killed and resumed
 ADDED = ("written", "missing", "stated", "retried", "prompt_tokens", "completion_tokens", "untold_attempts", "cost")
@@ -49,7 +48,7 @@ def give_contexts(job: ContextJob, folder: Path, name: str) -> Counts:
         job.store.parent.mkdir(parents=True, exist_ok=True)
     records = 0
     with ContextStore(job.store) as store, DurableFile(folder / f"{name}.jsonl") as file:
-        for some in batched(read_chunk(job.chunk), BATCH):
+        for some in read_batches(job.chunk):
             try:
                 for record in _with_sides(some, make_writer(job.config), store, report):
                     file.write(to_line(record))

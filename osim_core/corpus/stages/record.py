@@ -15,6 +15,7 @@ from typing import Any, Literal
 from osim_core.corpus.conversation import Conversation, Message
 from osim_core.corpus.durable import DurableFile
 from osim_core.corpus.sources.dialogue import Dialogue, Turn
+from osim_core.corpus.stages import BATCH, BATCH_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,20 @@ def read_chunk(path: Path) -> Iterator[Record]:
     """The records of a file, one at a time."""
     with path.open("rb") as file:
         yield from map(from_line, file)
+
+
+def read_batches(path: Path) -> Iterator[list[Record]]:
+    """The records of a file, as many at a time as memory is meant to hold."""
+    batch, size = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            batch.append(from_line(line))
+            size += len(line)
+            if len(batch) == BATCH or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class ChunkWriter:

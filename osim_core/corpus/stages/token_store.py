@@ -8,14 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import batched
 from pathlib import Path
 
 from osim_core.corpus.conversation import Conversation, RenderedDocument
 from osim_core.corpus.durable import write_durably
 from osim_core.corpus.render import Renderer
 from osim_core.corpus.shards import ShardSet, ShardWriter
-from osim_core.corpus.stages import BATCH
+from osim_core.corpus.stages import BATCH, BATCH_BYTES
 
 SPLIT = "documents"
 SHARD_DOCUMENTS = 1 << 20
@@ -44,15 +43,14 @@ class TokenStore:
             self._place = {self._shards.id(number): number for number in range(len(self._shards))}
 
     def extend(self, conversations: Iterable[Conversation], renderer: Renderer) -> int:
-        """Tokenise those that are not here yet, and keep them; returns how many. Memory: BATCH of them."""
+        """Tokenise those that are not here yet, and keep them; returns how many."""
         entries = self._manifest["shards"][SPLIT]
         self._folder.mkdir(parents=True, exist_ok=True)
         fresh = 0
         name = f"{SPLIT}-{len(entries):03d}"  # of a killed build there may be files, in no manifest, to write over
         with ShardWriter(self._folder, name, self._vocab_size, [SPLIT], SHARD_DOCUMENTS) as writer:
-            for some in batched(self._missing(conversations), BATCH):
-                named = [replace(conversation, id=digest, source=SPLIT) for digest, conversation in some]
-                for document in renderer.render(named):
+            for some in self._missing(conversations):
+                for document in renderer.render(some):
                     writer.add(document)
                 fresh += len(some)
             written = writer.close()
@@ -62,13 +60,22 @@ class TokenStore:
             self._open()
         return fresh
 
-    def _missing(self, conversations: Iterable[Conversation]) -> Iterator[tuple[str, Conversation]]:
+    def _missing(self, conversations: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+        """Those without tokens, each once, with their hash as id, in batches."""
         begun: set[str] = set()
+        batch, characters = [], 0
         for conversation in conversations:
             digest = document_hash(conversation)
-            if digest not in self._place and digest not in begun:
-                begun.add(digest)
-                yield digest, conversation
+            if digest in self._place or digest in begun:
+                continue
+            begun.add(digest)
+            batch.append(replace(conversation, id=digest, source=SPLIT))
+            characters += sum(len(message.content) for message in conversation.messages)
+            if len(batch) == BATCH or characters >= BATCH_BYTES:
+                yield batch
+                batch, characters = [], 0
+        if batch:
+            yield batch
 
     def get(self, digest: str, conversation: Conversation) -> RenderedDocument:
         """The tokens of a stored document, under the id and source of this conversation."""
