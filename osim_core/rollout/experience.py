@@ -1,6 +1,6 @@
 """Scored trajectories in, the packed rows of a step's updates out.
 
-    experience = [Experience.of(trajectory, record.final) for ...]            # on the ranks that roll out
+    experience = [Experience.of(trajectory, record) for ...]                   # on the ranks that roll out
     experience = exchange(experience)                                          # on every rank
     updates = build_updates(experience, algorithm, rows=..., updates=2, ...)   # this data-parallel rank's rows
 
@@ -19,9 +19,12 @@ from megatron.core import parallel_state
 from osim_core.batch import PackedBatch
 from osim_core.corpus.pack import balance_rows
 from osim_core.missing import Missing, Value
+from osim_core.reward.compose import RewardRecord
 from osim_core.rollout.groups import Group, pack_groups, padding_row
 from osim_core.rollout.runner import Trajectory
 from osim_core.update.algorithms import Algorithm, is_uniform, token_weights
+
+NOT_WATCHED = Missing("no held-out judge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,12 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """What the learner needs of one episode: (task, sample) is its group; `version` the oldest weights in it."""
+    """What the learner and the log need of one episode: (task, sample) is its group.
+
+    version   the oldest weights in it
+    record    how the reward came to be; None for one that is no composition
+    held_out  the score of the judge that only watches
+    """
 
     task: str
     sample: str
@@ -54,10 +62,12 @@ class Experience:
     reward: Value
     version: int
     sequences: tuple[TokenSequence, ...]
+    record: RewardRecord | None = None
+    held_out: Value = NOT_WATCHED
 
     @classmethod
-    def of(cls, trajectory: Trajectory, reward: Value) -> "Experience":
-        """Of a trajectory and its final reward. A trajectory in which the policy wrote nothing has no sequences."""
+    def of(cls, trajectory: Trajectory, record: RewardRecord, held_out: Value = NOT_WATCHED) -> "Experience":
+        """Of a trajectory and its reward. A trajectory in which the policy wrote nothing has no sequences."""
         sequences = []
         for ledger in trajectory.ledgers.values():
             start = ledger.prompt_length
@@ -72,7 +82,16 @@ class Experience:
                 )
         sample = trajectory.sample
         version = min(trajectory.versions, default=-1)
-        return cls(sample.task, sample.id, trajectory.replica, reward, version, tuple(sequences))
+        return cls(
+            sample.task,
+            sample.id,
+            trajectory.replica,
+            record.final,
+            version,
+            tuple(sequences),
+            record,
+            held_out,
+        )
 
 
 def exchange(mine: Sequence[Experience]) -> list[Experience]:

@@ -9,11 +9,12 @@ weight 0. A reply that is alone in its group also gets 0: there is nothing to co
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
+from osim_core.config import RLConfig
 from osim_core.missing import Missing, Value
 from osim_kernels.judge_score import AdvantageKind, group_advantages
 from osim_kernels.policy_loss import CISPO, DAPO, GRPO, GSPO, PolicyLossConfig
@@ -59,6 +60,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     # MiniMax 2025, arXiv 2506.13585: clipped weights, every token keeps its gradient
     "cispo": Algorithm(loss=CISPO, drop_uniform=True),
 }
+
+
+def chosen(config: RLConfig) -> Algorithm:
+    """The config's algorithm with the bounds it sets. Raises ValueError for an unknown name or bounds out of range."""
+    if config.algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm {config.algorithm!r} is unknown; there are {', '.join(ALGORITHMS)}")
+    algorithm = ALGORITHMS[config.algorithm]
+    names = ("clip_low", "clip_high", "dual_clip", "sampler_cap")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(algorithm, loss=replace(algorithm.loss, **given))
 
 
 def is_uniform(rewards: Sequence[Value]) -> bool:

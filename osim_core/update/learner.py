@@ -84,7 +84,7 @@ class Learner:
     ) -> None:
         self.objective = objective or Objective()
         self.model, self.optimizer_config, self.train = model, optimizer, train
-        self.num_sources, self.dump = num_sources, dump
+        self.num_sources, self.dump, self.lora = num_sources, dump, lora
         self.chunks = wrap_model(build_model(model, layout, train.precision, lora), layout)
         self.optimizer = build_optimizer(self.chunks, optimizer, layout)
         config = self.chunks[0].config

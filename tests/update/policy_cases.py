@@ -62,3 +62,26 @@ def poisoned(rows: list) -> list:
         return replace(row, policy=row.policy.map(lambda column_T: column_T.masked_fill(idle_T, float("nan"))))
 
     return [poison(row) for row in rows]
+
+
+def reference(rows: list, changed: bool) -> dict:
+    """Reference log-probs of rows after two updates, those of the start, and whether any weight moved by asking."""
+    from osim_core.checkpoint.hf import RandomWeights
+    from osim_core.update.reference import Reference
+    from tests.update.cases import weights
+
+    with learner(LayoutConfig()) as built:
+        start = built.logprobs(rows)
+        if changed:
+            for step in range(2):
+                built.update(rows, step)
+        before, now = weights(built), built.logprobs(rows)
+        kept = Reference(built, RandomWeights(TINY_QWEN3, seed=5), TINY_QWEN3)
+        annotated = kept.annotate(rows)
+        after = weights(built)
+        return {
+            "start": start,
+            "now": now,
+            "reference": [row.policy.reference_logprobs_T for row in annotated],
+            "weights_unchanged": all(torch.equal(before[name], after[name]) for name in before),
+        }

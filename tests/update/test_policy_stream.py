@@ -107,6 +107,14 @@ def test_kl_to_ones_own_weights_is_zero_with_no_gradient_and_grows_by_its_formul
     assert shifted["policy"] == [None] and shifted["norms"][0] > 1e-3
 
 
+def test_the_reference_is_the_start_of_the_run_also_for_a_run_that_goes_on(workers):
+    rows = pack_groups(GROUPS, 96, "policy")
+    [result] = workers(1).run(cases.reference, rows=rows, changed=True)
+    assert result["weights_unchanged"]
+    for start_T, now_T, reference_T in zip(result["start"], result["now"], result["reference"], strict=True):
+        assert torch.equal(start_T, reference_T) and (now_T - start_T).abs().max() > 1e-3
+
+
 def test_a_group_longer_than_a_row_is_split_and_nothing_is_lost():
     group = random_group(10, [9, 20, 4, 15], 7)
     rows = pack_groups([group], 40, "policy")
