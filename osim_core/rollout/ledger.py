@@ -17,15 +17,12 @@ trained to have ended there. If the dialogue ends with it, nothing is added.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from osim_core.corpus.conversation import Message
 from osim_core.corpus.render import Renderer
 from osim_core.missing import Missing
+from osim_core.rollout.engine import Completion
 from osim_core.soul.episode import Reply
-
-if TYPE_CHECKING:
-    from osim_core.rollout.engine import Completion
 
 TOO_LONG = "too long"
 CONTEXT_VERSION = -1
@@ -76,7 +73,7 @@ class Ledger:
         self.messages = whole
         return None
 
-    def append(self, completion: "Completion") -> Reply:
+    def append(self, completion: Completion) -> Reply:
         """Put a sampled reply behind what is there; returns it as text.
 
         Raises ValueError for a completion that breaks the engine's contract: it would be trained on.

@@ -83,11 +83,12 @@ def _page(group: Sequence[Trajectory], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def _shared_prompt(group: Sequence[Trajectory]) -> list[Message]:
-    """The messages that all replicas begin with, but never a whole dialogue."""
+    """The messages that all replicas begin with, but for a last one that the policy wrote."""
     if any(trajectory.ledgers.keys() != {""} for trajectory in group):
         return []
-    dialogues = [trajectory.ledgers[""].messages[:-1] for trajectory in group]
-    return [first for first, *rest in zip(*dialogues, strict=False) if all(message == first for message in rest)]
+    dialogues = [trajectory.ledgers[""].messages for trajectory in group]
+    given = [messages[:-1] if messages and messages[-1].role == "assistant" else messages for messages in dialogues]
+    return [first for first, *rest in zip(*given, strict=False) if all(message == first for message in rest)]
 
 
 def _block(text: str) -> str:

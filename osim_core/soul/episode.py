@@ -10,13 +10,11 @@ Roles: the policy is always the chat role "assistant", because it plays the simu
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from osim_core.corpus.conversation import Message
+from osim_core.judge.rubric import JudgeItem, Verdict
 from osim_core.missing import Missing, Value
-
-if TYPE_CHECKING:
-    from osim_core.judge.rubric import JudgeItem, Verdict
 
 Axis = Literal["CONV", "SS", "COG", "ROLE", "EVAL"]
 Split = Literal["train", "validation", "test"]
@@ -116,7 +114,7 @@ class Outcome:
 
     turns: tuple[Turn, ...]
     values: Mapping[str, Value]
-    judgements: "tuple[JudgeItem, ...]" = ()
+    judgements: tuple[JudgeItem, ...] = ()
     ended: str = "done"
 
 
@@ -137,7 +135,7 @@ class Task(Protocol):
         """A fresh episode."""
         ...
 
-    def score(self, sample: Sample, outcome: Outcome, verdicts: "Mapping[str, Verdict]") -> Value:
+    def score(self, sample: Sample, outcome: Outcome, verdicts: Mapping[str, Verdict]) -> Value:
         """The score within `spec.bounds`, or why there is none. `verdicts` maps ids of `outcome.judgements`."""
         ...
 
