@@ -80,7 +80,8 @@ def emulate(program, call, group_I, kind="grpo", epsilon=1e-6, seed=0, own_ancho
         for array in arrays:
             content = b"" if array is None else array.contiguous().view(torch.uint8).numpy().tobytes()
             file.write(struct.pack("<q", len(content)) + content)
-    done = subprocess.run([program, given, results, str(seed)], capture_output=True, text=True)
+    wide_apart = {"ASAN_OPTIONS": "redzone=2048"}  # bytes: a row too far is then no other array's
+    done = subprocess.run([program, given, results, str(seed)], capture_output=True, text=True, env=wide_apart)
     if done.returncode != 0:
         raise Refused(done.stderr)
     content, at, found = results.read_bytes(), 0, []
@@ -170,7 +171,7 @@ def test_rows_of_another_rank_give_logits_of_0_and_are_not_read(program):
     ("header", "old", "new"),
     [
         ("judge_logits.hpp", "smaller(first_item + i, job.items - 1)", "first_item + i"),
-        ("judge_logits.hpp", "(mine ? row : 0) * job.head_stride", "row * job.head_stride"),
+        ("judge_logits.hpp", "(mine ? row : 0) * job.head_stride", "(mine ? row : row) * job.head_stride"),
         ("judge_logits.hpp", "tile.first + smaller(e, tile.count - 1)", "tile.first"),
         ("judge_logits.hpp", "at += kWarpLanes", "at += 2 * kWarpLanes"),
         ("judge_logits.hpp", "finite ? from_bits(magnitude) * 0x1p112f", "finite ? from_bits(magnitude)"),

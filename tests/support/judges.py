@@ -53,7 +53,7 @@ def ask(
     device="cpu",
 ) -> dict:
     """Keyword arguments of an implementation of judge_score. With `missing`, about one answer in five is given as
-    missing, its rows NaN, and every fourth item's multiplier is NaN."""
+    missing, its rows NaN, and every fourth item's multiplier is not finite."""
     shape = (items, len(labels.contexts), hidden_size)
     hidden_ISD = torch.randn(shape, dtype=torch.float64) / math.sqrt(hidden_size)
     head_VD = torch.randn(vocab + padding, hidden_size, dtype=torch.float64) * 2
@@ -63,7 +63,7 @@ def ask(
         missing_IJ = torch.rand(items, len(labels.dimensions)) < 0.2
         for s, (j, _) in enumerate(labels.contexts):
             hidden_ISD[missing_IJ[:, j], s] = math.nan
-        multiplier_I[3::4] = math.nan
+        multiplier_I[3::4], multiplier_I[7::8] = math.nan, math.inf
     wide = torch.promote_types(dtype, torch.float32)
     return {
         "hidden_ISD": hidden_ISD.to(device, dtype),
