@@ -43,7 +43,9 @@ def identify(text: str) -> str:
 
     A letter of a script without spaces counts as four: ten Chinese characters say as much as forty Latin letters.
     """
-    letters = sum(4 if ord(c) >= 0x2E80 else 1 for c in text if c.isalpha())
+    letters = sum(map(str.isalpha, text))
+    if not text.isascii():
+        letters += 3 * sum(c.isalpha() for c in text if ord(c) >= 0x2E80)
     if letters < MIN_LETTERS:
         return "und"
     code, probability = _identifier().classify(text)
