@@ -82,8 +82,8 @@ OSIM_HD inline void add_code_point(const std::uint8_t* text, std::int64_t at, st
 
 }  // namespace block
 
-// Classes of the bytes text[at, at + 16), which `raw` holds; those outside of [0, length) have none. Writes them lowered
-// to `lowered`, which is 16-byte aligned; bytes of no token come out as anything.
+// Classes of the bytes text[at, at + 16), which `raw` holds; those outside of [0, length) have none. Writes them in
+// lower case to `lowered`, which is 16-byte aligned; bytes of no token come out as anything.
 OSIM_HD inline ByteClasses classify_block(const ByteBlock& raw, const std::uint8_t* text, std::int64_t at,
                                           std::int64_t length, std::uint8_t* lowered) {
     using namespace block;

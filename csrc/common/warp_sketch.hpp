@@ -2,7 +2,7 @@
 //
 //     512 bytes, 16 a thread   -> where tokens begin and end (text_block.hpp, a scan over the warp)
 //     32 tokens, one a thread  -> their hashes, from the lowered bytes in shared memory; then their shingles
-//     32 shingles              -> four lanes of the signature a thread, in registers; four threads run the exact hash
+//     32 shingles              -> four lanes of the signature a thread, in registers; four threads do the exact hash
 //     at the end               -> exact hash, band keys, digits
 //
 // Texts long enough for 32-bit lanes (`least_wide_bytes`) count their distinct shingles in a hash set, which need not grow
@@ -12,7 +12,7 @@
 //     template <class T> Local                            // one value a thread: local[thread]
 //     void each(F phase)                                  // phase(thread) for all 32, no barrier
 //     void sync(Barrier which)                            // what was written to memory before it is seen after it
-//     T shift_up(Local<T>&, T first)                      // each gets the value of the thread before; returns the last
+//     T shift_up(Local<T>&, T first)                      // each gets the one of the thread before; returns the last
 //     std::uint32_t exclusive_sum(Local<std::uint32_t>&)  // each gets the sum of those before; returns that of all
 //     T value_of(const Local<T>&, int thread)
 //     static std::uint32_t claim(std::uint32_t* slot, std::uint32_t value)  // atomic: replaces 0; returns the old value
@@ -140,8 +140,8 @@ class WarpSketch {
         });
     }
 
-    // Tokens of the text. Narrow: leaves the four chains of the exact hash and, in a text that may be wide, the number of
-    // distinct shingles, or one above kWideShingles.
+    // The text's lanes; returns its number of tokens. Narrow: also the chains of the exact hash and, in a text that may
+    // be wide, the number of distinct shingles, or one above kWideShingles.
     template <Lanes kind>
     OSIM_DEVICE std::uint32_t read() {
         const LaneTable* const table = table_;

@@ -20,7 +20,8 @@ class EmulatedWarp {
     using Local = std::array<T, kWarp>;
 
     // Seed 0: threads in their own order. `omitted`: a Barrier that is left out, or -1.
-    explicit EmulatedWarp(unsigned seed = 0, int omitted = -1) : shuffled_(seed != 0), omitted_(omitted), random_(seed) {
+    explicit EmulatedWarp(unsigned seed = 0, int omitted = -1)
+        : shuffled_(seed != 0), omitted_(omitted), random_(seed) {
         std::iota(order_.begin(), order_.end(), 0);
     }
 

@@ -223,6 +223,12 @@ def test_any_bytes_at_any_offset(emulated, texts, seed):
     assert_equal(emulated(texts, seed=seed), native(texts))
 
 
+@given(texts_of_any_kind)
+def test_tokens_take_two_bytes_each_which_tells_long_texts_by_their_bytes(text):
+    """csrc/common/warp_sketch.hpp, least_wide_bytes: shorter texts are sketched without counting."""
+    assert _dedup.tokens(text).size <= (len(text) + 1) // 2
+
+
 def test_no_text_at_all(emulated):
     assert_equal(emulated([]), native([]))
 

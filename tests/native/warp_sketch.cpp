@@ -81,8 +81,17 @@ void answer(const Request& request) {
     auto digits = poisoned<osim::Digits>(request.count);
     auto signatures = poisoned<std::uint16_t>(osim::kLanes * request.count);
     auto wide_keys = poisoned<std::uint32_t>(osim::kBands * static_cast<std::int64_t>(wide_rows.size()));
-    const osim::SketchJob job{data.get(),    offsets.data(), nullptr,           request.count,    wide_from, hashes.data(),
-                              widths.data(), keys.data(),    digits.data(), signatures.data(), wide_keys.data()};
+    osim::SketchJob job{};
+    job.data = data.get();
+    job.offsets = offsets.data();
+    job.texts = request.count;
+    job.wide_from = wide_from;
+    job.hashes = hashes.data();
+    job.widths = widths.data();
+    job.keys = keys.data();
+    job.digits = digits.data();
+    job.signatures = signatures.data();
+    job.wide_keys = wide_keys.data();
     sketch<false>(job, short_rows, request);
     sketch<true>(job, wide_rows, request);
     write(hashes);

@@ -1,5 +1,5 @@
-// Near-duplicate detection on the GPU for torch tensors; osim_core/corpus/dedup/cuda.py is its user. Work goes to torch's
-// current stream and is not waited for. Legend: N texts, W of them long, K lanes of a signature, B bands.
+// Near-duplicate detection on the GPU for torch tensors; osim_core/corpus/dedup/cuda.py is its user. Work goes to
+// torch's current stream and is not waited for. Legend: N texts, W of them long, K lanes of a signature, B bands.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -13,7 +13,7 @@
 namespace osim::cuda {
 namespace {
 
-// What `sketch` cannot check without waiting is up to the caller: ascending offsets that end within the data, texts below
+// What cannot be checked without waiting is up to the caller: ascending offsets that end within the data, texts below
 // 2 GiB, rows a permutation that begins with the W texts of least_wide_bytes or more.
 py::tuple sketch_texts(py::handle data_object, py::handle offsets_object, py::handle rows_object,
                        std::int64_t long_texts, double threshold, bool signatures) {
@@ -63,8 +63,8 @@ void bind_dedup(py::module_& m) {
     m.def("sketch_texts", &sketch_texts, py::arg("data"), py::arg("offsets"), py::arg("rows"), py::arg("long_texts"),
           py::arg("threshold"), py::arg("signatures"),
           "(hashes uint64 [N, 2], widths uint8 [N], keys uint32 [B, N], digits uint64 [N, K / 16], signatures uint16 "
-          "[N, K] or [0, K], wide_keys uint32 [W, B], set where widths are 2 or 3) of texts in data uint8, padded to 16 "
-          "bytes, with offsets int64 [N + 1]; rows int32 [N] lists the W long texts first.");
+          "[N, K] or [0, K], wide_keys uint32 [W, B], set where widths are 2 or 3) of texts in data uint8, padded to "
+          "16 bytes, with offsets int64 [N + 1]; rows int32 [N] lists the W long texts first.");
     m.def("least_wide_bytes", [](double threshold) { return least_wide_bytes(wide_from(threshold)); },
           py::arg("threshold"), "Bytes from which a text counts as long.");
 }
