@@ -5,7 +5,7 @@ reads data and `check_data` once the shards exist; every rank repeats them, sinc
 import json
 from pathlib import Path
 
-from osim_core.config import MidtrainConfig
+from osim_core.config import MidtrainConfig, RLConfig
 from osim_core.corpus import tokenizer
 from osim_core.corpus.shards import ShardSet
 from osim_core.parallel import layout
@@ -33,6 +33,37 @@ def check_config(config: MidtrainConfig, processes: int) -> None:
         if value < 1:
             raise ValueError(f"{name}: {value} is not a positive number")
     check_vocabulary(config)
+
+
+def check_rl(config: RLConfig, processes: int) -> None:
+    """Raises ValueError for tasks, counts or lengths of an RL config that cannot work; its model is not known yet."""
+    if not config.tasks:
+        raise ValueError("tasks: name at least one, as --tasks style 1.0")
+    rollout = config.rollout
+    counts = {
+        "rollout.prompts": rollout.prompts,
+        "rollout.replies": rollout.replies,
+        "updates": config.updates,
+        "train.steps": config.train.steps,
+        "train.evaluate_every": config.train.evaluate_every,
+        "train.evaluate_rows": config.train.evaluate_rows,
+        "checkpoint.save_every": config.checkpoint.save_every,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: {value} is not a positive number")
+    if rollout.replies < 2:
+        raise ValueError("rollout.replies: a group of one has nothing to compare; set 2 or more")
+    if rollout.context > config.sequence_length:
+        raise ValueError(
+            f"rollout.context {rollout.context} exceeds sequence_length {config.sequence_length}: a row has to hold an "
+            "episode"
+        )
+    if rollout.prompts < config.updates:
+        raise ValueError(f"updates: {config.updates} updates cannot share {rollout.prompts} groups")
+    ranks = layout.model_ranks(config.layout)
+    if processes % ranks:
+        raise ValueError(f"layout: {processes} processes are no multiple of the {ranks} ranks that hold the model")
 
 
 def check_vocabulary(config: MidtrainConfig) -> None:

@@ -12,11 +12,16 @@ from osim_core.config import (
     ContextConfig,
     CorpusConfig,
     DataConfig,
+    JudgeConfig,
     LayoutConfig,
+    LoraConfig,
     MidtrainConfig,
     ModelConfig,
     OptimizerConfig,
     PackConfig,
+    RewardConfig,
+    RLConfig,
+    RolloutConfig,
     TrainConfig,
 )
 
@@ -227,3 +232,68 @@ def corpus_cluster() -> CorpusConfig:
 
 
 CORPORA = {config.name: config for config in (corpus_packaged(), corpus_cluster())}
+
+
+def rl_tiny_cpu() -> RLConfig:
+    """`make rl`: the midtrained tiny model learns to write as much as it is told a person wrote, scored by rule."""
+    return RLConfig(
+        name="rl-tiny-cpu",
+        start="runs/midtrain/latest",
+        tasks={"style": 1.0},
+        algorithm="dapo",
+        sequence_length=1024,
+        rollout=RolloutConfig(prompts=16, replies=8, context=256, memory=1.0),
+        layout=LayoutConfig(),
+        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=5, weight_decay=0.0),
+        train=TrainConfig(
+            steps=80, global_batch_rows=1, precision="fp32", evaluate_every=20, evaluate_rows=128, progress_every=5
+        ),
+        checkpoint=CheckpointConfig(save_every=20),
+    )
+
+
+def rl_smollm2_cpu() -> RLConfig:
+    """A real model and a real judge on a laptop: SmolLM2-135M answers people, judged by its own frozen copy."""
+    return RLConfig(
+        name="rl-smollm2-cpu",
+        start="smollm2-135m",
+        tasks={"next_turn": 1.0},
+        algorithm="grpo",
+        lora=LoraConfig(rank=8, alpha=16.0),
+        sequence_length=2048,
+        rollout=RolloutConfig(prompts=2, replies=4, context=1024, memory=1.0),
+        reward=RewardConfig(judge=JudgeConfig(backend="inprocess", model="smollm2-135m", min_mass=0.05)),
+        layout=LayoutConfig(),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="constant"),
+        train=TrainConfig(
+            steps=3, global_batch_rows=1, precision="fp32", evaluate_every=3, evaluate_rows=4, progress_every=1
+        ),
+        checkpoint=CheckpointConfig(save_every=3, keep=1),
+    )
+
+
+def rl_qwen3_8b_8xh100() -> RLConfig:
+    """The paper's run on one node: 64 prompts of 8 replies, 4 updates of 128 replies, LoRA 32/64, 200 steps. Name the
+    midtrained weights with --start, and an OpenAI-compatible judge with --reward.judge.url and .model."""
+    return RLConfig(
+        name="rl-qwen3-8b-8xh100",
+        start="models/Qwen3-8B-Base",
+        tasks={"next_turn": 1.0, "dyad": 1.0, "userllm": 1.0, "tomi": 1.0, "hitom": 1.0},
+        algorithm="dapo",
+        clip_low=0.2,
+        clip_high=0.28,
+        dual_clip=10.0,
+        updates=4,
+        lora=LoraConfig(rank=32, alpha=64.0),
+        sequence_length=16_384,
+        chat_format="chatml",
+        rollout=RolloutConfig(prompts=64, replies=8, context=16_384, staleness=1, memory=0.5),
+        reward=RewardConfig(judge=JudgeConfig(backend="http", model="judge"), detectors="train"),
+        layout=LayoutConfig(recompute="selective"),
+        optimizer=OptimizerConfig(learning_rate=5e-6, schedule="constant", beta2=0.999, weight_decay=0.01),
+        train=TrainConfig(steps=200, global_batch_rows=8, precision="bf16", evaluate_every=10, evaluate_rows=256),
+        checkpoint=CheckpointConfig(save_every=25),
+    )
+
+
+RL_CONFIGS = {config.name: config for config in (rl_tiny_cpu(), rl_smollm2_cpu(), rl_qwen3_8b_8xh100())}

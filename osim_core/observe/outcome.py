@@ -1,4 +1,4 @@
-"""What a midtraining run achieved, from its metrics: the numbers of summary.json."""
+"""What a run achieved, from its metrics: the numbers of summary.json."""
 
 from typing import Any
 
@@ -30,4 +30,31 @@ def midtrain_outcome(run: RunDirectory) -> dict[str, Any]:
             "held_out_loss_fell": evaluations[-1] < evaluations[0],
             **{f"beats_{name.removeprefix('baseline/')}": final["final/loss"] < v for name, v in baselines.items()},
         },
+    }
+
+
+def rl_outcome(run: RunDirectory) -> dict[str, Any]:
+    """Held-out reward from the first evaluation to the last (the same samples and seeds each time), what the watching
+    judge and the likelihood of real replies say, the largest mismatch, and how much was missing."""
+    rows = read_metrics(run.metrics_file)
+    evaluations = [row for row in rows if "val/reward" in row]
+    steps = [row for row in rows if "rl/groups" in row]
+    first, last = evaluations[0], evaluations[-1]
+    best = max(evaluations, key=lambda row: row["val/reward"])
+    watched = {
+        f"{name}/{when}": row[name]
+        for name in ("val/reward", "val/reward_raw", "val/reward_held_out", "val/likelihood")
+        for when, row in (("first", first), ("last", last))
+        if name in row
+    }
+    return {
+        "steps": last["step"],
+        **watched,
+        "val/reward/rise": last["val/reward"] - first["val/reward"],
+        "val/reward/best": best["val/reward"],
+        "val/reward/best_step": best["step"],
+        "rl/mismatch/largest": max((row.get("rl/mismatch", 0.0) for row in steps), default=0.0),
+        "rl/alarms": sum(row.get("rl/alarms", 0) for row in steps),
+        "skipped_updates": sum(row["train/skipped"] for row in steps),
+        "outcome": {"held_out_reward_rose": last["val/reward"] > first["val/reward"]},
     }

@@ -21,6 +21,10 @@ SHOWN = (
     ("perf/tokens_per_second", "{:,.0f} tok/s"),
     ("perf/mfu", "MFU {:.1%}"),
     ("val/loss", "val {:.4f}"),
+    ("rl/reward", "reward {:.3f}"),
+    ("rl/length", "length {:.1f}"),
+    ("rl/mismatch", "mismatch {:.1e}"),
+    ("val/reward", "held out {:.3f}"),
 )
 
 

@@ -9,7 +9,7 @@ import html
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,23 @@ class History:
         )
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write run_dir/report.html; returns its path.
-
-    Raises ValueError where run_dir is not a run directory, has measured nothing yet, or has damaged metrics.
-    """
+def open_history(run_dir: Path) -> tuple[RunDirectory, History, dict[str, Any], dict[str, Any] | None]:
+    """A run's metrics, config and, where it has finished, summary. Raises ValueError as `write_report` does."""
     run = RunDirectory.open(run_dir)
     history = History(read_metrics(run.metrics_file))
     if not history.series:
         raise ValueError(f"{run.metrics_file}: no metrics yet; the report needs a run that has taken a step")
     config = json.loads((run.path / "config.json").read_text())
     summary_file = run.path / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
+    return run, history, config, json.loads(summary_file.read_text()) if summary_file.exists() else None
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write run_dir/report.html; returns its path.
+
+    Raises ValueError where run_dir is not a run directory, has measured nothing yet, or has damaged metrics.
+    """
+    run, history, config, summary = open_history(run_dir)
     target = run.path / "report.html"
     write_durably(target, _page(run.path, history, config, summary).encode())
     return target
@@ -137,18 +142,24 @@ def _page(path: Path, history: History, config: dict[str, Any], summary: dict[st
         parts.append(
             f'<p class="warning">{len(bad)} non-finite values; the first is {html.escape(metric)} at step {step:,}.</p>'
         )
-    parts.append(page.tiles(_figures(history)) + '<section class="charts">')
-    for chart in _charts(history):
-        if chart.lines:
-            more = len(chart.lines) - PALETTE_SIZE
-            note = f"<figcaption>{more} further sources in grey</figcaption>" if more > 0 else ""
-            parts.append(f"<figure><h2>{chart.title}</h2>{svg(chart)}{note}</figure>")
-    parts.append("</section>")
+    parts.append(page.tiles(_figures(history)))
+    parts.append(figures(_charts(history)))
     parts.append(_source_table(history))
     if summary:
         parts.append(page.details("Summary", summary))
     parts.append(page.details("Config", config, is_open=True))
     return page.document(name, parts)
+
+
+def figures(charts: Iterable[Chart]) -> str:
+    """The charts that have lines, as a section of the page."""
+    drawn = []
+    for chart in charts:
+        if chart.lines:
+            more = len(chart.lines) - PALETTE_SIZE
+            note = f"<figcaption>{more} further sources in grey</figcaption>" if more > 0 else ""
+            drawn.append(f"<figure><h2>{chart.title}</h2>{svg(chart)}{note}</figure>")
+    return f'<section class="charts">{"".join(drawn)}</section>'
 
 
 def _source_table(history: History) -> str:

@@ -6,7 +6,7 @@ backward (osim_core/loss/streams.py), so gradients are summed, never averaged.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -155,6 +155,11 @@ class Learner:
                 row_T.copy_(gather_row(kept[index].float().view(-1, 1, 1), group).flatten())
             dist.broadcast(row_T, src=last, group=parallel_state.get_pipeline_model_parallel_group())
         return [row_T.cpu() for row_T in rows]
+
+    def with_old_logprobs(self, batches: Sequence[PackedBatch]) -> list[PackedBatch]:
+        """The same micro-batches with the present weights' log-probs as the policy stream's old ones. Collective."""
+        pairs = zip(batches, self.logprobs(batches), strict=True)
+        return [replace(row, policy=replace(row.policy, old_logprobs_T=logprob_T)) for row, logprob_T in pairs]
 
     @staticmethod
     def _keep(kept: list[torch.Tensor], logprob_L: torch.Tensor) -> torch.Tensor:
