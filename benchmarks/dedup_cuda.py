@@ -38,7 +38,8 @@ PAPER_RATE = 14.8e12  # lanes x shingles a second, if a lane cost one multiplica
 LISTED = "13.0"  # the nvcc whose listing gives these issue slots:
 SLOTS_PER_TEXT = 400  # start, exact hash's end, band keys, digits
 SLOTS_PER_CHUNK = 343  # 512 bytes: classify, scan, token borders
-SLOTS_PER_ROUND = 424  # 32 tokens: their hashes, shingles, the exact hash's chains; without the loop over lanes
+SLOTS_PER_ROUND = 200  # up to 32 tokens: their hashes, their shingles
+SLOTS_PER_TOKEN = 7  # the exact hash's chains, 14 for every other token of a round
 
 
 def main(argv: list[str]) -> None:
@@ -102,20 +103,24 @@ def ceilings(loop: tuple[nvcc.Instruction, ...], texts: list[str]) -> dict[str, 
     cycles = nvcc.issue_cycles(loop)
     quarters = STREAMING_MULTIPROCESSORS * QUARTERS * CLOCK
     lanes = WARP * SHINGLES_PER_TURN * _dedup.LANES // WARP
-    turns = rounds = chunks = 0
+    turns = tokens = rounds = chunks = 0
     for text in texts:
         ends = [match.end() for match in re.finditer(r"\w+", text)]
         counts = np.bincount(np.array(ends, np.int64) // 512, minlength=len(text) // 512 + 1)
         chunks += counts.size
         rounds += int(np.ceil(counts / WARP).sum())
+        tokens += len(ends)
         turns += -(-max(0, len(ends) - 4) // SHINGLES_PER_TURN)
-    slots = SLOTS_PER_TEXT * len(texts) + SLOTS_PER_CHUNK * chunks + SLOTS_PER_ROUND * rounds + len(loop) * turns
+    slots = SLOTS_PER_TEXT * len(texts) + SLOTS_PER_CHUNK * chunks
+    slots += SLOTS_PER_ROUND * rounds + SLOTS_PER_TOKEN * tokens + len(loop) * turns
     size = sum(map(len, texts))
     return {
         **{f"loop_cycles_{name}": value for name, value in cycles.items()},
         "lane_shingles_per_second": lanes * quarters / max(cycles.values()),
         "paper_lane_shingles_per_second": PAPER_RATE,
         "slots_per_text_byte": slots / size,
+        "share_of_loop": len(loop) * turns / slots,
+        "share_of_exact_hash": SLOTS_PER_TOKEN * tokens / slots,
         "text_bytes_per_second": size * quarters / slots,
         "pcie_bytes_per_second": PCIE,
     }
