@@ -20,6 +20,7 @@ from osim_kernels.judge_score import (
     PRESENT,
     DimensionLabels,
     JudgeLabels,
+    gathered,
     group_advantages,
     judge_score,
     swapped_verdict,
@@ -28,6 +29,7 @@ from osim_kernels.judge_score.anchors import anchor_tokens
 from osim_kernels.judge_score.gathered import group_advantages_gathered, judge_score_gathered
 from osim_kernels.judge_score.reference import group_advantages_reference, judge_score_reference
 from tests.support.judges import RUBRICS, ask, assert_scores_close, by_hand, groups_by_hand
+from tests.support.mutate import mutated
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -168,6 +170,31 @@ def test_a_dimension_of_weight_0_is_scored_and_not_rewarded(form):
     )
     scores = FORMS[form](**ask(silent, 4, dtype=torch.float64, missing=False) | {"multiplier_I": None})
     assert torch.equal(scores.reward_I, scores.normalised_IJ[:, 0]) and scores.score_IJ.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("row_E = tables.token_E - vocab_start", "row_E = tables.token_E + 1"),
+        ("logits_IE - logits_IE[:, tables.anchor_E]", "logits_IE"),
+        ("range(tables.depth - 1)", "range(0)"),
+        (".where(tables.leaf_LR >= 0, -torch.inf)", ""),
+        ("log_mass_IL / tables.temperature_J", "log_mass_IL * tables.temperature_J"),
+        (" + tables.bias_L", ""),
+        ("_by_dimension(calibrated_IL, tables, -torch.inf)", "_by_dimension(calibrated_IL, tables, 0.0)"),
+        ("first_two_IJ2[..., 0] - first_two_IJ2[..., 1]", "first_two_IJ2[..., 0]"),
+        ("mass_IJ < min_mass, LOW_MASS", "mass_IJ > min_mass, LOW_MASS"),
+        ("reason_IJ.masked_fill_(missing_IJ, GIVEN)", "pass"),
+        ("weight_IJ.sum(dim=1)", "weight_IJ.count_nonzero(dim=1)"),
+        ("multiplier_I.where(multiplier_I.isfinite(), torch.nan)", "multiplier_I"),
+        ("mass_IJ.where(present_IJ | (reason_IJ == LOW_MASS), torch.nan)", "mass_IJ.where(present_IJ, torch.nan)"),
+    ],
+)
+def test_planted_faults_are_caught(old, new):
+    mutant = mutated(gathered, old, new)
+    with pytest.raises(AssertionError):
+        call = ask(RUBRICS["mixed"], 16, dtype=torch.float64, min_mass=0.15)
+        assert_scores_close(mutant.judge_score_gathered(**call), by_hand(**call), 1e-9)
 
 
 # groups
