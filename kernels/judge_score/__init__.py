@@ -39,6 +39,7 @@ __all__ = [
     "NON_FINITE",
     "PRESENT",
     "REASONS",
+    "AdvantageKind",
     "DimensionLabels",
     "GroupAdvantages",
     "JudgeLabels",

@@ -53,6 +53,38 @@ def test_fp32_stays_within_1e_5_of_the_truth(rubric):
     assert_scores_close(judge_score_gathered(**call), by_hand(**call), 1e-5)
 
 
+@st.composite
+def rubrics(draw):
+    """Up to four dimensions, each a random prefix-free set of sequences of up to three tokens, dealt out to labels."""
+    dimensions = []
+    for name in draw(st.lists(st.sampled_from("abcd"), min_size=1, unique=True)):
+        tokens = st.lists(st.integers(0, 8), min_size=1, max_size=3).map(tuple)
+        sequences = draw(st.lists(tokens, min_size=1, max_size=12, unique=True))
+        variants = [one for one in sequences if not any(one != x and one[: len(x)] == x for x in sequences)]
+        count = draw(st.integers(1, len(variants)))
+        dimensions.append(
+            DimensionLabels(
+                name,
+                labels=tuple(tuple(variants[k::count]) for k in range(count)),
+                values=tuple(draw(st.lists(st.integers(-3, 9), min_size=count, max_size=count))),
+                worst=-4.0,
+                best=draw(st.sampled_from([-5.5, 10.0])),
+                weight=draw(st.sampled_from([0.0, 0.3, 1.0])),
+                temperature=draw(st.sampled_from([0.2, 1.0, 3.0])),
+            )
+        )
+    return JudgeLabels(tuple(dimensions))
+
+
+@settings(max_examples=40, deadline=None)
+@given(rubrics())
+def test_any_rubric(labels):
+    torch.manual_seed(0)
+    call = ask(labels, 4, dtype=torch.float64, min_mass=0.05, vocab=11)
+    for compute in FORMS.values():
+        assert_scores_close(compute(**call), by_hand(**call), 1e-10)
+
+
 @form
 def test_an_anchor_that_the_caller_knows_gives_the_same(form):
     call = ask(RUBRICS["mixed"], 5, dtype=torch.float64, min_mass=0.15)

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 
 @pytest.mark.parametrize("rubric", RUBRICS)
-@pytest.mark.parametrize("items", [1, 19])
-def test_equals_the_whole_softmax_restricted_to_the_labels(rubric, items, device):
-    call = ask(RUBRICS[rubric], items, min_mass=0.15, hidden_size=72, device=device)
+@pytest.mark.parametrize(("items", "hidden_size"), [(1, 72), (19, 131)])
+def test_equals_the_whole_softmax_restricted_to_the_labels(rubric, items, hidden_size, device):
+    call = ask(RUBRICS[rubric], items, min_mass=0.15, hidden_size=hidden_size, device=device)
     assert_scores_close(ours.judge_score_triton(**call), by_hand(**call), 1e-5)
 
 
