@@ -16,6 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from osim_core.rollout.engines.refusals import checked
+
 SHARD_BYTES = 256 << 20
 INDEX = "model.safetensors.index.json"
 
@@ -57,25 +59,6 @@ def read_snapshot(folder: Path, device: str = "cpu") -> Iterator[tuple[str, torc
             names = handle.keys()
             for name in names:
                 yield name, handle.get_tensor(name)
-
-
-def checked(
-    weights: Iterable[tuple[str, torch.Tensor]], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same tensors, each of which must be one of `shapes`, and all of them once. Raises ValueError."""
-    seen: set[str] = set()
-    for name, tensor in weights:
-        if name not in shapes:
-            raise ValueError(f"push: the engine's model has no tensor {name!r}")
-        if name in seen:
-            raise ValueError(f"push: {name} came twice")
-        if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"push: {name} has shape {tuple(tensor.shape)}, the engine's model has {shapes[name]}")
-        seen.add(name)
-        yield name, tensor
-    absent = [name for name in shapes if name not in seen]
-    if absent:
-        raise ValueError(f"push: {absent[0]} did not come (and {len(absent) - 1} more)")
 
 
 def write_snapshot(

@@ -28,8 +28,8 @@ import torch
 
 from osim_core.missing import Missing
 from osim_core.rollout.engine import DIED, Completion, EngineStopped, Sampling
+from osim_core.rollout.engines.refusals import check_version, fitting, too_long
 from osim_core.rollout.engines.snapshot import read_config, tensor_shapes, write_snapshot
-from osim_core.rollout.ledger import TOO_LONG
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TRITON_INTERPRET")
 
@@ -85,16 +85,15 @@ class VllmEngine:
         return self._process and self._process.pid
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[Completion | Missing]:
-        fits = self._fitting(prompts, room=1)
+        fits = fitting(prompts, self.vocab_size, self.options.context)
         wanted = [one for one, fit in zip(sampling, fits, strict=True) if fit]
         return self._answers("generate", prompts, fits, wanted)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...] | Missing]:
-        return self._answers("score", sequences, self._fitting(sequences, room=1))
+        return self._answers("score", sequences, fitting(sequences, self.vocab_size, self.options.context))
 
     def push(self, version: int, weights: Iterable[tuple[str, torch.Tensor]], checksum: str) -> None:
-        if version != self.version + 1:
-            raise ValueError(f"push: the engine holds version {self.version} and takes the next one, not {version}")
+        check_version(self.version, version)
         folder = self.scratch / f"version-{version}"
         write_snapshot(weights, self.shapes, self.folder, folder)
         try:
@@ -120,15 +119,6 @@ class VllmEngine:
             self._kill()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _fitting(self, sequences: Sequence[Sequence[int]], room: int) -> list[bool]:
-        """Which leave `room` for a reply. Raises ValueError for what is no sequence of this model's tokens."""
-        for index, sequence in enumerate(sequences):
-            if not len(sequence) or min(sequence) < 0 or max(sequence) >= self.vocab_size:
-                raise ValueError(
-                    f"sequence {index} of {len(sequences)}: tokens must be 0 to {self.vocab_size - 1}, at least one"
-                )
-        return [len(sequence) + room <= self.options.context for sequence in sequences]
-
     def _answers(self, method: str, sequences: Sequence[Sequence[int]], fits: list[bool], *values) -> list[Any]:
         """The engine's answer to each sequence that fits, Missing for the others."""
         fitting = [tuple(sequence) for sequence, fit in zip(sequences, fits, strict=True) if fit]
@@ -136,8 +126,7 @@ class VllmEngine:
             answers = iter(self._call(method, fitting, *values) if fitting else [])
         except _Died as error:
             answers = iter([Missing(DIED, str(error))] * len(fitting))
-        too_long = Missing(TOO_LONG, f"the engine's context holds {self.options.context} tokens")
-        return [next(answers) if fit else too_long for fit in fits]
+        return [next(answers) if fit else too_long(self.options.context) for fit in fits]
 
     def _call(self, method: str, *values) -> Any:
         """Answer of the engine process, made twice if it dies. Raises ValueError for what it refuses, else _Died."""

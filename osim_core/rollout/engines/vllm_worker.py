@@ -18,7 +18,8 @@ import torch
 
 from osim_core.rollout.checksum import checksum
 from osim_core.rollout.engine import Completion, Sampling
-from osim_core.rollout.engines.snapshot import read_snapshot
+from osim_core.rollout.engines.refusals import check_checksum
+from osim_core.rollout.engines.snapshot import read_config, read_snapshot
 
 TRANSFER_BYTES = 1 << 30  # weights on their way to a GPU at a time
 
@@ -71,6 +72,7 @@ class Server:
         if self.on_gpu:
             self.llm.init_weight_transfer_engine({"init_info": {"packed": False}})
         self.llm.update_weight_version(str(version))
+        self.tied = read_config(Path(folder)).get("tie_word_embeddings", False)
         self.version, self.asleep, self.staged = version, False, None
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[Completion]:
@@ -96,9 +98,7 @@ class Server:
 
     def load(self, folder: str, version: int, expected: str) -> None:
         """Take over a snapshot; while asleep, at waking up. Raises ValueError if it is not what was sent."""
-        found = checksum(read_snapshot(Path(folder)))
-        if found != expected:
-            raise ValueError(f"push: the weights of version {version} have checksum {found}, announced was {expected}")
+        check_checksum(version, checksum(read_snapshot(Path(folder))), expected)
         self.staged = (folder, version)
         if not self.asleep:
             self._apply()
@@ -109,6 +109,8 @@ class Server:
             self._transfer(Path(folder), version)
         else:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+            if self.tied:
+                self.llm.apply_model(repack_head)
             self.llm.update_weight_version(str(version))
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache still holds keys of the old weights")
@@ -145,6 +147,11 @@ class Server:
         self._apply()
         if self.on_gpu:
             self.llm.wake_up(tags=["kv_cache"])
+
+
+def repack_head(model: torch.nn.Module) -> None:
+    """CPU only: a tied head computes with a packed copy of the embedding, which vLLM's reload leaves as it was."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def batches(folder: Path, limit: int = TRANSFER_BYTES) -> Iterator[list[tuple[str, torch.Tensor]]]:
