@@ -216,7 +216,8 @@ class RolloutConfig:
     max_missing: float = 0.3  # share of a step's episodes that may have no reward; above it the run stops
     max_mismatch: float = 0.1  # mean |log p(trainer) - log p(sampler)| of on-policy tokens; above it the run stops
     restarts: int = 3  # of an engine that died
-    memory: float = 0.6  # vLLM: share of a GPU's memory, or GiB of key-value cache on a CPU
+    gpu_memory: float = 0.5  # share of a GPU that vLLM may take while it is awake
+    cache_gib: int = 1  # of keys and values, on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
