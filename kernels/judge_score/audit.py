@@ -21,21 +21,35 @@ def _rubric(labels) -> JudgeLabels:
 RUBRIC = _rubric(TWO_SPELLINGS)
 
 
-def _launch(dtype, *, rubric=RUBRIC, anchors=True, detectors=True, config=None):
+def _launch(dtype, *, rubric=RUBRIC, anchors=True, detectors=True):
+    """The whole call. Tensors on the meta device have no values: a call that waited for one would raise."""
+
     def launch():
-        hidden_ISD = torch.empty(ITEMS, len(rubric.contexts), HIDDEN, dtype=dtype, device=DEVICE)
+        shape = ITEMS, len(rubric.contexts)
+        missing_IJ = torch.empty(ITEMS, len(rubric.dimensions), dtype=torch.bool, device=DEVICE)
+        ours.judge_score_triton(
+            torch.empty(*shape, HIDDEN, dtype=dtype, device=DEVICE),
+            torch.empty(VOCAB, HIDDEN, dtype=dtype, device=DEVICE),
+            rubric,
+            min_mass=0.5 if anchors else None,
+            anchor_logprob_IS=torch.empty(shape, device=DEVICE) if anchors else None,
+            missing_IJ=torch.empty(ITEMS, len(rubric.dimensions), dtype=torch.bool, device=DEVICE)
+            if detectors
+            else None,
+            multiplier_I=torch.empty(ITEMS, device=DEVICE) if detectors else None,
+            group=None,
+            vocab_start=0,
+            vocab_size=VOCAB,
+        )
+
+    return launch
+
+
+def _launch_logits(dtype, config):
+    def launch():
+        hidden_ISD = torch.empty(ITEMS, len(RUBRIC.contexts), HIDDEN, dtype=dtype, device=DEVICE)
         head_VD = torch.empty(VOCAB, HIDDEN, dtype=dtype, device=DEVICE)
-        tables = label_tables(rubric, DEVICE)
-        logits_IE = ours.label_logits(hidden_ISD, head_VD, tables, max(rubric.edges_per_context), 0, config)
-        if config is None:
-            ours.scores_of(
-                logits_IE,
-                torch.empty(hidden_ISD.shape[:2], device=DEVICE) if anchors else None,
-                tables,
-                0.5,
-                torch.empty(ITEMS, len(rubric.dimensions), dtype=torch.bool, device=DEVICE) if detectors else None,
-                torch.empty(ITEMS, device=DEVICE) if detectors else None,
-            )
+        ours.label_logits(hidden_ISD, head_VD, label_tables(RUBRIC, DEVICE), max(RUBRIC.edges_per_context), 0, config)
 
     return launch
 
@@ -70,7 +84,7 @@ CASES = (
     *(
         Case(
             name=f"{NAMES[dtype]} candidate {config.name}",
-            launch=_launch(dtype, config=config),
+            launch=_launch_logits(dtype, config),
             expect=LOGITS,
             slow=True,
         )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from osim_kernels import registry
 from osim_kernels.judge_score import (
@@ -327,6 +328,27 @@ def test_the_entry_adds_groups_and_runs_what_is_asked_for(override, request):
     assert torch.equal(scores.group.advantage_I, again.advantage_I)
     assert scores.reward_I.isfinite().any() and public(call).group is None
     assert scores.missing_IJ.dtype == torch.bool and torch.equal(scores.missing_IJ, scores.score_IJ.isnan())
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_logits_of_the_whole_vocabulary_exist():
+    call = ask(RUBRICS["mixed"], 100, min_mass=0.1, hidden_size=8, vocab=8192)
+    with Largest() as largest:
+        public(call, group_I=torch.zeros(100, dtype=torch.int64))
+    queries = 100 * len(call["labels"].contexts)
+    assert largest.elements <= queries * 1024 < queries * 8192 / 4  # a tile of fused_linear_logprob's
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

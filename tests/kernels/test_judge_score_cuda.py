@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from osim_kernels.judge_score import JudgeScores
+from osim_kernels.judge_score import _op as judge_score_op
 from osim_kernels.judge_score.anchors import anchors_if_needed
 from osim_kernels.judge_score.cuda import (
     KINDS,
@@ -226,8 +227,8 @@ needs_cuda_module = pytest.mark.skipif(
     find_spec("osim_core._cuda") is None, reason="osim_core._cuda is not built here (no nvcc at set-up)"
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-# registers with nvcc 13.0, for sm_80 and sm_90a; two blocks of 256 threads an SM allow 128
-REGISTERS = {"judge_items_kernel": 128, "label_logits_kernel": 128, "judge_logits_kernel": 40, "group_advantages": 40}
+# At most 116, 109, 32 and 32 with nvcc 13.0, for sm_80 and sm_90a. Above 128 an SM holds one block of 256 threads.
+REGISTERS = {"judge_items_kernel": 124, "label_logits_kernel": 117, "judge_logits_kernel": 40, "group_advantages": 40}
 
 
 def bundled(tool: str) -> str:
@@ -260,6 +261,21 @@ def test_the_products_load_128_bits_at_a_time(tmp_path):
     assert len(found) == 6, list(found)
     for name, count in found.items():  # four items' states and four edges' rows; every element of them 16 products
         assert count["ldg_128"] == 8 and count["ffma"] >= 64 and count["ldl"] + count["stl"] == 0, (name, count)
+
+
+@needs_cuda_module
+@pytest.mark.parametrize(
+    ("device", "dtype", "hidden_size", "reason"),
+    [
+        ("cuda", torch.bfloat16, 24, None),
+        ("cuda", torch.bfloat16, 20, "needs rows of whole 16-byte units, not 20 elements"),
+        ("cuda", torch.float64, 24, "knows fp32, bf16 and fp16"),
+        ("cpu", torch.float32, 24, "needs a CUDA device"),
+    ],
+)
+def test_what_the_cuda_form_refuses(device, dtype, hidden_size, reason):
+    form = judge_score_op.implementations["cuda"]
+    assert form.refuses(torch.device(device), dtype, hidden_size=hidden_size) == reason
 
 
 @needs_cuda_module
