@@ -37,13 +37,13 @@ namespace osim {
 
 constexpr int kWarp = 32;
 constexpr int kChunkBytes = kWarp * kBlockBytes;
-constexpr int kCarriedBytes = 64;                // of a token that goes on in the next chunk
-constexpr std::uint16_t kLongToken = 0xFFFF;     // for the begin of one that is longer: hashed from global memory
+constexpr int kCarriedBytes = 64;             // of a token that goes on in the next chunk
+constexpr std::uint16_t kLongToken = 0xFFFF;  // for the begin of one that is longer: hashed from global memory
 constexpr int kTokensBefore = kShingleTokens - 1;
 constexpr int kLanesPerThread = kLanes / kWarp;
 constexpr std::uint32_t kSetSlots = 2 * kWideShingles;
 
-// What a barrier makes visible.
+// What a barrier makes visible to the other threads.
 enum class Barrier { kTokenBorders, kTokens, kShingles, kCarriedBytes, kLanes };
 
 // Texts to sketch, and columns to fill as sketch.hpp describes them; all in device memory.
@@ -119,9 +119,9 @@ class WarpSketch {
         std::uint32_t lanes[kLanesPerThread];
     };
     struct Reading {
-        std::uint32_t tokens = 0;       // before this chunk or round
-        std::uint32_t last_byte = 0;    // bit 0: of a token, bit 1: of one that is a single code point
-        std::int64_t open_begin = 0;    // of the token that the last byte belongs to
+        std::uint32_t tokens = 0;     // before this chunk or round
+        std::uint32_t last_byte = 0;  // bit 0: of a token, bit 1: of one that is a single code point
+        std::int64_t open_begin = 0;  // of the token that the last byte belongs to
     };
 
     OSIM_DEVICE static std::uint8_t* lowered_bytes(Memory* memory) {
@@ -435,9 +435,9 @@ class WarpSketch {
     typename Warp::template Local<std::uint32_t> begins_;
     typename Warp::template Local<std::uint32_t> ends_;
     typename Warp::template Local<std::uint32_t> counts_;  // of begins and, in the upper half, ends; then those before
-    typename Warp::template Local<std::uint32_t> fresh_;
-    typename Warp::template Local<std::uint64_t> kept_;
-    typename Warp::template Local<std::uint64_t> chain_;   // in threads 0 to 3
+    typename Warp::template Local<std::uint32_t> fresh_;   // 1 for a shingle that the set did not hold
+    typename Warp::template Local<std::uint64_t> kept_;    // the last tokens of a round, in threads 0 to 3
+    typename Warp::template Local<std::uint64_t> chain_;   // of the exact hash, in threads 0 to 3
     typename Warp::template Local<OfThread> flip_;
     typename Warp::template Local<OfThread> multiply_;
     typename Warp::template Local<OfThread> least_;

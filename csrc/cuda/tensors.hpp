@@ -19,7 +19,7 @@ inline void require_gpu() {
     if (status != cudaSuccess || devices == 0) {
         throw std::runtime_error(std::string("osim_core._cuda needs an NVIDIA GPU and driver (") +
                                  (status != cudaSuccess ? cudaGetErrorString(status) : "no device") +
-                                 "); on a CPU use the same functions of osim_core._native");
+                                 "); on a CPU use the twins in osim_core._native and osim_core._dedup");
     }
 }
 

@@ -390,6 +390,32 @@ def test_the_gpu_takes_any_bytes(texts):
 
 
 @needs_gpu
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": torch.zeros(17, dtype=torch.uint8)}, "data: expected 16-byte aligned memory and a multiple of 16"),
+        ({"data": torch.zeros(16)}, "data: expected Byte, got Float"),
+        ({"rows": torch.zeros(3, dtype=torch.int32)}, "one offset more than there are rows"),
+        ({"long_texts": 3}, "no more long texts than rows"),
+    ],
+)
+def test_the_gpu_refuses_what_it_cannot_read(change, message):
+    from osim_core import _cuda
+
+    arguments = {
+        "data": torch.zeros(16, dtype=torch.uint8),
+        "offsets": torch.tensor([0, 5, 9]),
+        "rows": torch.tensor([0, 1], dtype=torch.int32),
+        "long_texts": 0,
+    } | change
+    on_gpu = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    with pytest.raises(ValueError, match=message):
+        _cuda.sketch_texts(**on_gpu, threshold=0.8, signatures=False)
+    with pytest.raises(ValueError, match="data: expected a CUDA tensor, got one on cpu"):
+        _cuda.sketch_texts(**arguments, threshold=0.8, signatures=False)
+
+
+@needs_gpu
 def test_the_command_writes_the_same_file_on_either_device(tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in make_corpus(5_000)))
