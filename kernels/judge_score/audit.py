@@ -33,9 +33,7 @@ def _launch(dtype, *, rubric=RUBRIC, anchors=True, detectors=True):
             rubric,
             min_mass=0.5 if anchors else None,
             anchor_logprob_IS=torch.empty(shape, device=DEVICE) if anchors else None,
-            missing_IJ=torch.empty(ITEMS, len(rubric.dimensions), dtype=torch.bool, device=DEVICE)
-            if detectors
-            else None,
+            missing_IJ=missing_IJ if detectors else None,
             multiplier_I=torch.empty(ITEMS, device=DEVICE) if detectors else None,
             group=None,
             vocab_start=0,
