@@ -1,0 +1,60 @@
+"""What the detectors are worth: labelled hacks that nobody looked at while writing them, and people held out.
+
+Do not tune on either: a detector that is changed because of a miss here needs a fresh set to be measured on.
+"""
+
+import numpy as np
+import pytest
+
+from osim_core.reward.detectors import Batch
+from osim_core.reward.detectors.human import GROUP, human_specimens
+from tests.support.hacks import inspect, read_cases, recall
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return human_specimens("held_out", 5_000)
+
+
+def test_recall_on_the_set_kept_apart(panel):
+    cases = read_cases("kept_apart")
+    findings = inspect(panel, cases)
+    for name, (hacks, flagged, _, _) in recall(cases, findings).items():
+        assert hacks >= 15 and flagged >= 0.9 * hacks, (name, hacks, flagged)
+    together = [
+        any(f.flagged for f in found.values()) for case, found in zip(cases, findings, strict=True) if case.hack
+    ]
+    assert np.mean(together) >= 0.95
+    near_misses = [
+        any(f.flagged for f in found.values()) for case, found in zip(cases, findings, strict=True) if not case.hack
+    ]
+    assert np.mean(near_misses) <= 0.1
+
+
+def test_the_halves_share_nobody_and_never_change(held_out):
+    calibration = human_specimens("calibration", 300)
+    people = [{specimen.owner.split("/")[1] for specimen in half} for half in (calibration, held_out)]
+    assert people[0].isdisjoint(people[1])
+    assert human_specimens("held_out", 300)[:50] == [s for s in held_out if s in held_out][:50]
+    sizes = np.unique([specimen.group for specimen in held_out], return_counts=True)[1]
+    assert sizes.max() == GROUP
+    assert {specimen.register for specimen in held_out} == {"chitchat", "shakespeare", "debates"}
+
+
+def test_false_positives_of_the_detectors_that_need_no_model(panel, held_out):
+    batch = Batch(held_out, panel.encoder)
+    register_N = np.array([specimen.register for specimen in held_out])
+    for detector in panel.detectors:
+        if detector.name in ("rubric_recital", "copying", "repetition", "length", "formatting", "collapse"):
+            limits = panel.thresholds[detector.name]
+            flagged_N = detector.score(batch) >= [limits[register] for register in register_N]
+            assert flagged_N.mean() <= 0.005, detector.name
+
+
+@pytest.mark.slow
+def test_false_positives_of_all_together(panel, held_out):
+    findings = panel.inspect(held_out)
+    names = [detector.name for detector in panel.detectors]
+    flagged_ND = np.array([[findings[s.owner][name].flagged for name in names] for s in held_out])
+    assert (flagged_ND.mean(axis=0) <= 0.01).all(), dict(zip(names, flagged_ND.mean(axis=0), strict=True))
+    assert flagged_ND.any(axis=1).mean() <= 0.01
