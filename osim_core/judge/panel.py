@@ -1,8 +1,9 @@
 """The judges of a run: one that trains, and one of another family that only watches; both counted, both limited.
 
-    panel = Panel(train=judge, held_out=other, limits=MissingLimit(share=0.3))
-    verdicts = panel.train.score(items)           # raises JudgeOutage when too much is missing
-    panel.metrics()                               # judge/train/missing, judge/held_out/missing/timeout, ...
+    train, held_out = (CountedJudge(judge, MissingLimit(share=0.3)) for judge in (judge, other))
+    check_watcher(train, held_out)
+    verdicts = train.score(items)                 # raises JudgeOutage when too much is missing
+    train.metrics()                               # judge/train/items, judge/train/missing/timeout, ...
 
 A verdict without a score is masked by whoever computes with it. When too many are, a step would learn from what is
 left by chance, so the run stops, resumably, with one line.
@@ -87,22 +88,11 @@ class CountedJudge:
         return {f"{name}/items": float(self.items), f"{name}/missing": float(self.missing.total()), **counted}
 
 
-class Panel:
-    """The judges of a run. Raises ValueError when the held-out judge is the training judge again, under any name: it
-    would rise with it whatever the policy does."""
-
-    def __init__(self, train: Judge, held_out: Judge | None = None, limit: MissingLimit | None = None) -> None:
-        if held_out is not None and held_out.identity == train.identity:
-            raise ValueError(
-                f"judge: the held-out judge {held_out.name!r} is the training judge {train.name!r} ({train.identity}); "
-                "name a model of another family"
-            )
-        if held_out is not None and held_out.name == train.name:
-            raise ValueError(f"judge: both judges are called {train.name!r}; give them different names")
-        limit = limit or MissingLimit()
-        self.train = CountedJudge(train, limit)
-        self.held_out = None if held_out is None else CountedJudge(held_out, limit)
-
-    def metrics(self) -> dict[str, float]:
-        """Counters of both judges, for metrics.jsonl."""
-        return self.train.metrics() | ({} if self.held_out is None else self.held_out.metrics())
+def check_watcher(train: Judge, held_out: Judge) -> None:
+    """Raises ValueError when the held-out judge is the training judge again, under any name: it would rise with it
+    whatever the policy does."""
+    if held_out.identity == train.identity:
+        raise ValueError(
+            f"judge: the held-out judge {held_out.name!r} is the training judge {train.name!r} ({train.identity}); "
+            "name a model of another family"
+        )

@@ -92,6 +92,15 @@ class VllmEngine:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...] | Missing]:
         return self._answers("score", sequences, fitting(sequences, self.vocab_size, self.options.context))
 
+    def next_logprobs(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
+    ) -> list[tuple[float, ...] | Missing]:
+        """Log-probs, over the whole vocabulary, of some tokens that may follow each prompt: at most 128 of them. One
+        prefill of what the prefix cache does not hold, where `score` computes every sequence from its start."""
+        fits = fitting(prompts, self.vocab_size, self.options.context)
+        wanted = [tuple(ids) for ids, fit in zip(tokens, fits, strict=True) if fit]
+        return self._answers("next_logprobs", prompts, fits, wanted)
+
     def push(self, version: int, weights: Iterable[tuple[str, torch.Tensor]], checksum: str) -> None:
         check_version(self.version, version)
         folder = self.scratch / f"version-{version}"

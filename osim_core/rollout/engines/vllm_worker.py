@@ -96,6 +96,19 @@ class Server:
             for sequence, output in zip(sequences, outputs, strict=True)
         ]
 
+    def next_logprobs(
+        self, prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
+    ) -> list[tuple[float, ...]]:
+        from vllm import SamplingParams
+
+        wanted = [SamplingParams(max_tokens=1, logprob_token_ids=list(ids), detokenize=False) for ids in tokens]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self.llm.generate(inputs, wanted, use_tqdm=False)
+        return [
+            tuple(output.outputs[0].logprobs[0][token].logprob for token in ids)
+            for ids, output in zip(tokens, outputs, strict=True)
+        ]
+
     def load(self, folder: str, version: int, expected: str) -> None:
         """Take over a snapshot; while asleep, at waking up. Raises ValueError if it is not what was sent."""
         check_checksum(version, checksum(read_snapshot(Path(folder))), expected)
