@@ -19,7 +19,7 @@ BLOCK = 1 << 20  # elements at a time, so that their 64-bit copies stay small
 @torch.no_grad()
 def _weighted_bits(tensor: torch.Tensor) -> int:
     bits = tensor.detach().contiguous().flatten().view(INTEGERS[tensor.element_size()])
-    odd = torch.arange(1, 2 * min(bits.numel(), BLOCK), 2, dtype=torch.int64, device=bits.device)
+    odd = 2 * torch.arange(min(bits.numel(), BLOCK), device=bits.device) + 1
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     for start in range(0, bits.numel(), BLOCK):
         block = bits[start : start + BLOCK].long()
