@@ -15,9 +15,11 @@ class SeededEngine:
     def __init__(self, tokenizer, missing_every: int = 0, version: int = 3) -> None:
         self.tokenizer, self.missing_every, self.version = tokenizer, missing_every, version
         self.calls: list[int] = []
+        self.seeds: list[int] = []
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[Completion | Missing]:
         self.calls.append(len(prompts))
+        self.seeds += [wanted.seed for wanted in sampling]
         return [self._one(list(prompt), wanted) for prompt, wanted in zip(prompts, sampling, strict=True)]
 
     def _one(self, prompt: list[int], wanted: Sampling) -> Completion | Missing:

@@ -113,6 +113,13 @@ def test_replicas_steps_rounds_and_ledgers_draw_differently(renderer):
     assert both.outcome.turns[0].text != both.outcome.turns[1].text
 
 
+def test_no_two_replies_share_a_seed_not_even_of_one_episode(renderer):
+    cast = speakers(renderer)
+    run([*starts(), *(Start(Both(), sample) for sample in Both().samples("train"))], cast, seed=1)
+    seeds = cast["policy"].engine.seeds
+    assert len(set(seeds)) == len(seeds) == 24 + 18 + 12 + 6 + 2 * 12
+
+
 def test_seeds_are_fixed_numbers_of_31_bits():
     assert reply_seed(1, "tomi", "tomi/3", 0, 0, "policy", "") == 744914637
     drawn = [reply_seed(0, index) for index in range(4000)]
