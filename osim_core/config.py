@@ -214,7 +214,9 @@ class RolloutConfig:
     temperature: float = 1.0
     staleness: int = 0  # steps that rollouts may be made ahead with older weights; 0: each step waits for its own
     max_missing: float = 0.3  # share of a step's episodes that may have no reward; above it the run stops
-    max_mismatch: float = 0.1  # mean |log p(trainer) - log p(sampler)| of on-policy tokens; above it the run stops
+    # mean |log p(trainer) - log p(sampler)|; above it the run stops, if all samples are on-policy (no staleness or
+    # feedback), since it is then numerics alone
+    max_mismatch: float = 0.1
     restarts: int = 3  # of an engine that died
     gpu_memory: float = 0.5  # share of a GPU that vLLM may take while it is awake
     cache_gib: int = 1  # of keys and values, on a CPU

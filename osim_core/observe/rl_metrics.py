@@ -19,9 +19,8 @@ def mean_of(values: Sequence[Value]) -> dict[str, float]:
 
 def reward_metrics(experience: Sequence[Experience], prefix: str) -> dict[str, float]:
     """Rewards before and after detectors, by task, by the judge that only watches; what is missing and flagged."""
-    found = {
-        name.replace("rl/", f"{prefix}/", 1): value for name, value in summary(e.record for e in experience).items()
-    }
+    records = [episode.record for episode in experience if episode.record]  # re-attached replies were counted once
+    found = {name.replace("rl/", f"{prefix}/", 1): value for name, value in summary(records).items()}
     tasks = sorted({episode.task for episode in experience})
     if len(tasks) > 1:
         for task in tasks:

@@ -1,20 +1,30 @@
 """Played episodes in, rewards out: judge, task score, detectors, composition.
 
     scorer = Scorer(judge, held_out, panel)
-    for trajectory, (record, held_out) in zip(trajectories, scorer(trajectories), strict=True): ...
+    for trajectory, reward in zip(trajectories, scorer(trajectories), strict=True): reward.record.final ...
 
 All items of a call go to each judge at once. The held-out judge sees the same items and decides nothing. Detectors look
 at tasks that a judge scores: a rule cannot be flattered, and length or register say nothing about an answer letter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from osim_core.judge.rubric import Judge, JudgeItem, Verdict, load_rubric
 from osim_core.missing import Missing, Value
 from osim_core.reward.compose import Composition, Part, RewardRecord, compose
 from osim_core.reward.detectors import Panel, Specimen
 from osim_core.rollout.runner import Trajectory
+
+
+class Reward(NamedTuple):
+    """record: how the reward came to be; held_out: the score by the judge that only watches; verdicts: of the judge
+    that trains, by the ids that the task gave its items."""
+
+    record: RewardRecord
+    held_out: Value
+    verdicts: Mapping[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class Scorer:
     held_out: Judge | None = None
     panel: Panel | None = None
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[tuple[RewardRecord, Value]]:
-        """(record, score by the held-out judge) of each trajectory, in order."""
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Reward]:
+        """The reward of each trajectory, in order."""
         verdicts = self._judge(self.judge, trajectories)
         watched = self._judge(self.held_out, trajectories)
         findings = self.panel.inspect(list(_specimens(trajectories))) if self.panel else {}
@@ -42,7 +52,7 @@ class Scorer:
             values = {owner: {"score": self._score(trajectory, mine)}}
             record = compose(Composition(spec.id, (part,)), values, seen)[owner]
             held_out = Missing("no held-out judge") if self.held_out is None else self._score(trajectory, theirs)
-            results.append((record, held_out))
+            results.append(Reward(record, held_out, mine))
         return results
 
     def _judge(self, judge: Judge | None, trajectories: Sequence[Trajectory]) -> list[dict[str, Verdict]]:

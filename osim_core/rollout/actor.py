@@ -9,14 +9,13 @@ What is played in a step depends on (seed, step) alone; what comes out, on the w
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from osim_core.config import RolloutConfig
-from osim_core.missing import Value
-from osim_core.reward.compose import RewardRecord
-from osim_core.reward.scorer import Scorer
+from osim_core.reward.scorer import Reward, Scorer
 from osim_core.rollout.experience import Experience
+from osim_core.rollout.feedback import reattached, refinement
 from osim_core.rollout.prompts import Prompts
 from osim_core.rollout.runner import Speaker, Start, Trajectory, groups, reply_seed, run
 from osim_core.soul.episode import Sample, Task
@@ -28,27 +27,26 @@ REFILLS = 2  # how often a step samples again for groups that taught nothing (DA
 
 @dataclass(frozen=True)
 class Played:
-    """Trajectories with their rewards, and the seconds that playing and scoring took."""
+    """Trajectories with their rewards, what the learner gets of them, and the seconds that playing and scoring took."""
 
     trajectories: list[Trajectory]
-    rewards: list[tuple[RewardRecord, Value]]
+    rewards: list[Reward]
+    experience: list[Experience]
     seconds: tuple[float, float]
 
-    @property
-    def experience(self) -> list[Experience]:
-        """For the learner."""
-        pairs = zip(self.trajectories, self.rewards, strict=True)
-        return [Experience.of(trajectory, *reward) for trajectory, reward in pairs]
-
     def __add__(self, other: "Played") -> "Played":
-        seconds = (self.seconds[0] + other.seconds[0], self.seconds[1] + other.seconds[1])
-        return Played(self.trajectories + other.trajectories, self.rewards + other.rewards, seconds)
+        return Played(
+            self.trajectories + other.trajectories,
+            self.rewards + other.rewards,
+            self.experience + other.experience,
+            (self.seconds[0] + other.seconds[0], self.seconds[1] + other.seconds[1]),
+        )
 
 
 @dataclass(frozen=True)
 class Actor:
     """share: (rank, ranks) among the actors; each plays every ranks-th slot of a step. refill: replace groups whose
-    rewards are all equal by groups of further samples."""
+    rewards are all equal by groups of further samples. feedback: give drafts a second round (feedback.py)."""
 
     prompts: Prompts
     speakers: Mapping[str, Speaker]
@@ -57,6 +55,7 @@ class Actor:
     seed: int
     share: tuple[int, int]
     refill: bool
+    feedback: bool = False
 
     def play(self, step: int) -> Played:
         """This actor's part of a step."""
@@ -71,7 +70,7 @@ class Actor:
             if not more:
                 break
             played += self._play(more, self.config.replies, seed)
-        return played
+        return played + self._refine(played, seed) if self.feedback else played
 
     def evaluate(self, samples: Sequence[tuple[Task, Sample]]) -> Played:
         """This actor's part of held-out samples, one reply each."""
@@ -79,14 +78,32 @@ class Actor:
         return self._play(samples[rank::ranks], 1, EVALUATION_SEED)
 
     def _play(self, samples: Sequence[tuple[Task, Sample]], replies: int, seed: int) -> Played:
+        return self._run([Start(*sample, replica) for sample in samples for replica in range(replies)], seed)
+
+    def _refine(self, drafts: Played, seed: int) -> Played:
+        """The second round of every draft that has one; its experience is that of the refined replies."""
+        found = [
+            (draft, start)
+            for trajectory, reward, draft in zip(drafts.trajectories, drafts.rewards, drafts.experience, strict=True)
+            if (start := refinement(trajectory, reward.record.final, reward.verdicts))
+        ]
+        refined = self._run([start for _, start in found], reply_seed(seed, "feedback"))
+        pairs = zip([draft for draft, _ in found], refined.experience, strict=True)
+        taught = [e for draft, second in pairs for e in reattached(draft, second, self.config.replies)]
+        return replace(refined, experience=taught)
+
+    def _run(self, starts: Sequence[Start], seed: int) -> Played:
         began = time.perf_counter()
-        starts = [Start(task, sample, replica) for task, sample in samples for replica in range(replies)]
         trajectories = run(starts, self.speakers, seed) if starts else []
         played = time.perf_counter()
         rewards = self.scorer(trajectories)
-        return Played(trajectories, rewards, (played - began, time.perf_counter() - played))
+        experience = [
+            Experience.of(trajectory, reward.record, reward.held_out)
+            for trajectory, reward in zip(trajectories, rewards, strict=True)
+        ]
+        return Played(trajectories, rewards, experience, (played - began, time.perf_counter() - played))
 
     @staticmethod
     def _informative(played: Played) -> int:
-        final = {id(t): record.final for t, (record, _) in zip(played.trajectories, played.rewards, strict=True)}
+        final = {id(t): reward.record.final for t, reward in zip(played.trajectories, played.rewards, strict=True)}
         return sum(not is_uniform([final[id(t)] for t in group]) for group in groups(played.trajectories))

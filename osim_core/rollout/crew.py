@@ -95,6 +95,7 @@ def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirect
                 config.train.seed,
                 share,
                 chosen(config).drop_uniform,
+                config.feedback,
             )
         crew = Crew(config, model, run, tasks, renderer, actor, engine)
         with Ahead(crew.play, config.rollout.staleness, start, crew.load_buffer(start)) as crew.ahead:
@@ -163,15 +164,19 @@ class Crew:
         began = time.perf_counter()
         experience = exchange(self.ahead.take(step))
         self.seconds["wait"] = time.perf_counter() - began
-        rewards = mean_of([episode.reward for episode in experience])
-        if rewards["missing"] > self.config.rollout.max_missing:
-            reasons = sorted({e.reward.reason for e in experience if isinstance(e.reward, Missing)})
-            raise RolloutError(
-                f"step {step + 1}: {rewards['missing']:.0%} of {len(experience)} episodes have no reward "
-                f"({', '.join(reasons)}); the limit is rollout.max_missing {self.config.rollout.max_missing:.0%}. "
-                "Mend the cause and resume"
-            )
+        self._check(experience, f"step {step + 1}")
         return experience
+
+    def _check(self, experience: Sequence[Experience], where: str) -> None:
+        missing = [episode.reward for episode in experience if isinstance(episode.reward, Missing)]
+        limit = self.config.rollout.max_missing
+        if len(missing) > limit * len(experience):
+            reasons = ", ".join(sorted({each.reason for each in missing}))
+            raise RolloutError(
+                f"{where}: {len(missing)} of {len(experience)} episodes have no reward ({reasons}; the last: "
+                f"{missing[-1].detail or 'no detail'}); the limit is rollout.max_missing {limit:.0%}. Mend the cause "
+                "and resume"
+            )
 
     def push(self, learner: Learner, version: int) -> None:
         """The learner's weights to every engine, as `version`; rollouts of later steps may begin."""
@@ -194,7 +199,8 @@ class Crew:
             **update_metrics(updates, results, step, oldest),
         }
         limit = self.config.rollout.max_mismatch
-        if values["rl/staleness"] == 0 and values.get("rl/mismatch", 0.0) > limit:
+        on_policy = values["rl/staleness"] == 0 and not self.config.feedback
+        if on_policy and values.get("rl/mismatch", 0.0) > limit:
             raise RolloutError(
                 f"step {step + 1}: trainer and sampler differ by {values['rl/mismatch']:.3g} in log-prob on average; "
                 f"the limit is rollout.max_mismatch {limit}. The engine does not compute what is trained: stop here"
@@ -213,7 +219,9 @@ class Crew:
             played = self.actor.evaluate(self.held_out)
             self._transcripts(f"held-out-{step:06d}", played)
             mine = played.experience
-        return {**reward_metrics(exchange(mine), "val"), **self._likelihood(learner)}
+        experience = exchange(mine)
+        self._check(experience, f"held-out samples after step {step}")
+        return {**reward_metrics(experience, "val"), **self._likelihood(learner)}
 
     def _likelihood(self, learner: Learner) -> dict[str, float]:
         """val/likelihood: mean over held-out samples of exp(mean log p per byte) of the real reply; {} without any."""
@@ -242,7 +250,7 @@ class Crew:
 
     def _transcripts(self, name: str, played: Played) -> None:
         rank = f"-{self.actor.share[0]}" if self.actor.share[1] > 1 else ""
-        notes = [record.to_json() for record, _ in played.rewards]
+        notes = [reward.record.to_json() for reward in played.rewards]
         write_transcripts(self.run.rollouts, f"{name}{rank}", played.trajectories, notes)
 
     # --- resuming --------------------------------------------------------------------------------------------------

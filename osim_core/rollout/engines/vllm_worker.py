@@ -43,7 +43,11 @@ def arguments(folder: str, options, on_gpu: bool) -> dict:
 
         memory = dict(gpu_memory_utilization=options.gpu_memory, enable_sleep_mode=True)
         return common | memory | dict(weight_transfer_config=WeightTransferConfig(backend="ipc"))
-    return common | dict(enforce_eager=True)
+    # A prompt that is prefilled in parts draws from its seeded generator in between and turns it back, which CPU
+    # generators cannot: the engine would die of more prompts than fit one batch.
+    return common | dict(
+        enforce_eager=True, enable_chunked_prefill=False, max_num_batched_tokens=max(8192, options.context)
+    )
 
 
 def sampling_params(sampling: Sampling):
