@@ -5,6 +5,7 @@ pytest tests/rollout/test_runner.py
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,9 @@ class Both(Chain):
     """Two voices of the policy in one step: they speak at the same time, each in its own ledger."""
 
     spec = TaskSpec(id="both", axis="SS", version=1, origin="test", licence="none", chance=None, items={})
+
+    def samples(self, split):
+        return [replace(sample, task="both") for sample in super().samples(split)]
 
     def episode(self, sample):
         asks = [Ask(speaker="policy", messages=(Message("user", n),), max_tokens=60, ledger=n) for n in ("a", "b")]
