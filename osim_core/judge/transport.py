@@ -128,7 +128,8 @@ class Transport:
             await asyncio.gather(*late, return_exceptions=True)
             for task in done:
                 task.result()  # raises what ends the step
-        self.traffic.failures[DEADLINE] += len(late)
+        if late:
+            self.traffic.failures[DEADLINE] += len(late)
         detail = f"no answer within {self.patience.deadline_s} s"
         return [Missing(DEADLINE, detail) if task in late else task.result() for task in tasks]
 
