@@ -130,6 +130,8 @@ class VllmEngine:
 
     def _answers(self, method: str, sequences: Sequence[Sequence[int]], fits: list[bool], *values) -> list[Any]:
         """The engine's answer to each sequence that fits, Missing for the others."""
+        if self._asleep:
+            raise ValueError(f"{method}: the engine is asleep; wake it first")
         fitting = [tuple(sequence) for sequence, fit in zip(sequences, fits, strict=True) if fit]
         try:
             answers = iter(self._call(method, fitting, *values) if fitting else [])
