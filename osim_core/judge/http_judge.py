@@ -18,6 +18,7 @@ from typing import Any, Literal
 from osim_core.judge import prompt
 from osim_core.judge.cache import AnswerCache
 from osim_core.judge.calibrate import Calibration
+from osim_core.judge.identity import rubric_versions
 from osim_core.judge.prompt import Call, calls
 from osim_core.judge.reading import LOW_MASS, Reading, given, read, verdict
 from osim_core.judge.rubric import Dimension, JudgeItem, Rubric, Verdict, check_item
@@ -61,7 +62,7 @@ class HttpJudge:
         self.calibrations = calibrations or {}
         patience = patience or Patience()
         self.transport = Transport(f"judge {name}", base_url, model, patience, key_variable=key_variable, cache=cache)
-        versions = ",".join(f"{r.id}@{r.version}" for r in self.rubrics.values())
+        versions = rubric_versions(self.rubrics.values())
         self.identity = f"http {model} {answers} prompt {prompt.VERSION} rubrics {versions} mass {min_mass}"
         if answers == "logprobs":
             for rubric in self.rubrics.values():

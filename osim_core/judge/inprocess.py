@@ -10,7 +10,6 @@ calls `score` with the same items and gets the same verdicts; data-parallel rank
 Shape suffixes: I calls, S query rows, J dimensions, L labels of all dimensions, T tokens of a row, D hidden.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 
 from osim_core.checkpoint.hf import SafetensorsWeights, load_weights
 from osim_core.config import LayoutConfig, ModelConfig
-from osim_core.corpus.durable import sha256_of
 from osim_core.corpus.tokenizer import load as load_tokenizer
 from osim_core.judge.calibrate import Calibration
+from osim_core.judge.identity import rubric_versions, weights_digest
 from osim_core.judge.labels import judge_labels
 from osim_core.judge.prompt import Call, JudgePrompt, calls
 from osim_core.judge.reading import LOW_MASS, NON_FINITE, Reading, verdict
@@ -99,7 +98,7 @@ class InProcessJudge:
             rubric.id: judge_labels(rubric, prompt, (calibrations or {}).get(rubric.id, {}))
             for rubric in self.rubrics.values()
         }
-        versions = ",".join(f"{r.id}@{r.version}" for r in self.rubrics.values())
+        versions = rubric_versions(self.rubrics.values())
         self.identity = f"in-process {weights} {prompt.identity} rubrics {versions} mass {min_mass}"
         self.tokens = self.tokens_unshared = 0
         self._chunk = chunk.eval().requires_grad_(False)
@@ -133,7 +132,7 @@ class InProcessJudge:
         chunks = build_model(model, layout, precision)
         load_weights(chunks, SafetensorsWeights(folder, model), model)
         prompt = JudgePrompt(load_tokenizer(folder), chat_format, answer_prefix)
-        weights = f"{precision} {_digest(folder)}"
+        weights = f"{precision} {weights_digest(folder)}"
         return cls(name, chunks[0], model, prompt, rubrics, weights=weights, **options)
 
     @torch.no_grad()
@@ -209,9 +208,3 @@ def _readings_of(
             logprobs = scores["label_logprob_IL"][place][labels.slices[j]]
             found[dimension.name] = Reading(scores["score_IJ"][place][j], tuple(logprobs), figures)
     return found
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 over the weight files of a Hugging Face folder, hex."""
-    files = sorted(folder.glob("*.safetensors"))
-    return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()

@@ -11,6 +11,7 @@ from osim_core.judge.http_judge import HttpJudge
 from osim_core.judge.panel import CountedJudge, MissingLimit
 from osim_core.judge.rubric import FOLDER, Judge, load_rubric
 from osim_core.judge.transport import Patience
+from osim_core.judge.vllm_judge import VllmJudge
 from osim_core.model.start import hugging_face_folder
 from osim_core.reward.detectors.text import words
 from osim_core.reward.planted import PlantedJudge
@@ -45,9 +46,7 @@ def open_judge(
         return CountedJudge(judge, limit or MissingLimit())
     folder = hugging_face_folder(config.model, cache)
     if config.backend == "vllm":
-        from osim_core.judge.engine_judge import EngineJudge  # starts vLLM in a process of its own
-
-        judge = EngineJudge.from_hf(name, folder, rubrics, min_mass=config.min_mass)
+        judge = VllmJudge.from_hf(name, folder, rubrics, min_mass=config.min_mass)
     else:
         if layout.tensor > 1:
             raise ValueError(

@@ -1,6 +1,6 @@
 """The judge in a vLLM process of its own: label log-probs of prefills, which vLLM's prefix cache shares.
 
-    judge = VllmJudge("train", VllmEngine(folder, EngineOptions(context=4096)), JudgePrompt(tokenizer), rubrics, ...)
+    judge = VllmJudge.from_hf("held out", folder, rubrics, EngineOptions(context=4096))
     verdicts = judge.score(items)
 
 For judges that the trainer's layout cannot hold, and for other families than ours. Prompts and labels are those of the
@@ -11,14 +11,18 @@ prefix of the one before. An engine that died is replaced once; what it died of 
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from osim_core.corpus.tokenizer import load as load_tokenizer
 from osim_core.judge.calibrate import Calibration
+from osim_core.judge.identity import rubric_versions, weights_digest
 from osim_core.judge.labels import judge_labels
 from osim_core.judge.prompt import Call, JudgePrompt, calls
 from osim_core.judge.reading import Reading, read, verdict
 from osim_core.judge.rubric import JudgeItem, Rubric, Verdict, check_item
 from osim_core.missing import Missing
-from osim_core.rollout.engines.vllm_engine import VllmEngine
+from osim_core.model.hf_config import model_config_from_hf
+from osim_core.rollout.engines.vllm_engine import EngineOptions, VllmEngine
 from osim_kernels.judge_score import JudgeLabels
 
 
@@ -46,8 +50,30 @@ class VllmJudge:
         self.rubrics = {rubric.id: rubric for rubric in rubrics}
         self.calibrations = calibrations or {}
         self.labels = {rubric.id: judge_labels(rubric, prompt, {}) for rubric in self.rubrics.values()}
-        versions = ",".join(f"{r.id}@{r.version}" for r in self.rubrics.values())
+        versions = rubric_versions(self.rubrics.values())
         self.identity = f"vllm {weights} {prompt.identity} rubrics {versions} mass {min_mass}"
+
+    @classmethod
+    def from_hf(
+        cls,
+        name: str,
+        folder: Path,
+        rubrics: Iterable[Rubric],
+        engine: EngineOptions | None = None,
+        *,
+        chat_format: str = "template",
+        answer_prefix: str = "",
+        **options,
+    ) -> "VllmJudge":
+        """The judge of a Hugging Face folder, in a vLLM that it starts; `options` as of the class.
+
+        Without `engine` options the context is the model's, 8,192 tokens at most.
+        """
+        prompt = JudgePrompt(load_tokenizer(folder), chat_format, answer_prefix)
+        context = min(8192, model_config_from_hf(folder).max_position_embeddings)
+        engine = engine or EngineOptions(context=context)
+        weights = f"{engine.dtype} {weights_digest(folder)}"
+        return cls(name, VllmEngine(folder, engine), prompt, rubrics, weights=weights, **options)
 
     def score(self, items: Sequence[JudgeItem]) -> list[Verdict]:
         """One verdict per item, in order."""

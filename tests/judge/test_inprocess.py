@@ -53,8 +53,9 @@ def expected(items, probabilities):
         yield values, sum(weights[n] * v for n, v in values.items()) / sum(weights.values()), masses
 
 
-def assert_true(found, folder, items, tolerance):
-    for item, verdict, (values, score, masses) in zip(items, found, expected(items, truth(folder, items)), strict=True):
+def assert_true(found, folder, items, tolerance, dtype=torch.float64):
+    probabilities = truth(folder, items, dtype)
+    for item, verdict, (values, score, masses) in zip(items, found, expected(items, probabilities), strict=True):
         assert verdict.values == pytest.approx(values, abs=tolerance), item.id
         assert verdict.score == pytest.approx(score, abs=tolerance), item.id
         assert {n: verdict.details[n]["mass"] for n in masses} == pytest.approx(masses, rel=1e-3), item.id

@@ -5,12 +5,10 @@ import signal
 
 import pytest
 
-from osim_core.corpus import tokenizer as tokenizers
-from osim_core.judge.prompt import JudgePrompt
 from osim_core.judge.rubric import JudgeItem
 from osim_core.judge.vllm_judge import VllmJudge
 from osim_core.missing import Missing
-from osim_core.rollout.engines.vllm_engine import EngineOptions, VllmEngine
+from osim_core.rollout.engines.vllm_engine import EngineOptions
 from tests.judge.cases import CHAT, judged, rubrics, some_items, tiny_judge
 
 ITEMS = some_items()
@@ -21,17 +19,17 @@ def test_equals_the_in_process_judge_and_outlives_its_engine(workers, tmp_path):
     folder = tiny_judge(tmp_path)
     long = JudgeItem(id="long", rubric="next_turn", context=CHAT, reply="word " * 400)
     ((truth, _),) = workers(1).run(judged, folder=folder, items=[*ITEMS, long])
-    engine = VllmEngine(folder, EngineOptions(context=1536, max_sequences=16))
-    judge = VllmJudge("held out", engine, JudgePrompt(tokenizers.load(folder)), rubrics(), weights="tiny", min_mass=0.0)
+    options = EngineOptions(context=1536, max_sequences=16)
+    judge = VllmJudge.from_hf("held out", folder, rubrics(), options, min_mass=0.0)
     try:
         found = judge.score([*ITEMS, long])
         for one, two in zip(found[:-1], truth[:-1], strict=True):
             assert one.values == pytest.approx(two.values, abs=1e-4)
             assert one.score == pytest.approx(two.score, abs=1e-4)
         assert isinstance(found[-1].score, Missing) and found[-1].score.reason == truth[-1].score.reason
-        os.kill(engine.pid, signal.SIGKILL)
+        os.kill(judge.engine.pid, signal.SIGKILL)
         again = judge.score(ITEMS)
-        assert engine.deaths == 1
+        assert judge.engine.deaths == 1
         assert [v.values for v in again] == [pytest.approx(v.values, abs=1e-5) for v in found[:-1]]
     finally:
         judge.close()
