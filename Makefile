@@ -10,13 +10,14 @@ PY := $(VENV)/bin/python
 UV_INSTALL = $(VENV)/bin/uv pip install --compile-bytecode --python $(PY)
 CSRC := $(shell find csrc -type f)
 
-.PHONY: help setup test test-all midtrain corpus lint bench clean
+.PHONY: help setup test test-all midtrain corpus rl lint bench clean
 
 help:
 	@echo "make setup      virtual environment, dependencies, native modules, data packages"
 	@echo "make test       the tests; make test-all adds the slow ones"
 	@echo "make midtrain   train the tiny model on real conversations (ARGS=\"--train.steps 50\" overrides its config)"
 	@echo "make corpus     build the corpus of all packaged dialogue (ARGS=\"--rows chats/\" adds yours)"
+	@echo "make rl         reinforcement learning on the tiny model: real vLLM, rewards by rule (runs make midtrain first)"
 	@echo "make bench      BENCH=packing ARGS=...; python -m benchmarks lists the names"
 	@echo "make lint       ruff"
 	@echo "make clean      build products and caches; keeps $(VENV), data and runs"
@@ -62,6 +63,11 @@ midtrain: setup
 
 corpus: setup
 	OMP_NUM_THREADS=1 $(PY) recipes/corpus.py packaged $(ARGS)
+
+# From the midtrained tiny model, which is trained first where there is none.
+rl: setup $(VENV)/.rollout
+	test -e runs/midtrain/latest/summary.json || $(MAKE) midtrain ARGS=
+	OMP_NUM_THREADS=1 $(PY) recipes/rl.py rl-tiny-cpu $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .
