@@ -33,9 +33,9 @@ from osim_core.model.build import build_model
 from osim_core.model.hf_config import model_config_from_hf
 from osim_core.model.packed_row import PackedRow
 from osim_core.parallel.device import device
+from osim_core.rollout.ledger import TOO_LONG
 from osim_kernels import judge_score as scoring
 
-TOO_LONG = "too long"
 REASONS = {scoring.LOW_MASS: LOW_MASS, scoring.NON_FINITE: NON_FINITE}
 
 

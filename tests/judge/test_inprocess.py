@@ -10,13 +10,13 @@ import torch
 from osim_core.config import LayoutConfig
 from osim_core.corpus import tokenizer as tokenizers
 from osim_core.judge.calibrate import Calibration
-from osim_core.judge.inprocess import TOO_LONG
 from osim_core.judge.labels import judge_labels
 from osim_core.judge.prompt import JudgePrompt, calls, question, texts
 from osim_core.judge.reading import LOW_MASS
 from osim_core.judge.rubric import JudgeItem, load_rubric
 from osim_core.missing import Missing
 from osim_core.model.packaged import unpack_smollm2
+from osim_core.rollout.ledger import TOO_LONG
 from tests.judge.cases import CHAT, REPLIES, judged, rubrics, some_items, tiny_judge, truth
 
 ITEMS = some_items()
