@@ -3,12 +3,12 @@
     item = turing_item("rollout-1", context=scene, reply=reply, real=sample.reference)
     reward = turing_reward(judge.score([item])[0])
 
-A judge asks a pairwise rubric in both orders, so that its liking for a place cancels, and p, the verdict's score, is its
-belief that the policy's reply is the real one. The reward is min(1, 2 p) in [0, 1]: 1 where the judge cannot tell or
-errs, 0 where it is sure and right. Capped, since to seem more human than people is caricature, not likeness.
+A judge asks a pairwise rubric in both orders, so that its liking for a place cancels, and p, the verdict's score, is
+its belief that the policy's reply is the real one. The reward is min(1, 2 p) in [0, 1]: 1 where the judge cannot tell
+or errs, 0 where it is sure and right. Capped, since to seem more human than people is caricature, not likeness.
 
-A judge that saw places and not texts would give p = 1/2, the full reward, so such a verdict is Missing("order bias"): one
-whose two answers name the same place, or with log-odds for a place beyond MOST_BIAS.
+A judge that saw places and not texts would give p = 1/2, the full reward, so such a verdict is Missing("order bias"):
+one whose two answers name the same place, or with log-odds for a place beyond MOST_BIAS.
 """
 
 import math
