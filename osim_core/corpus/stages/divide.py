@@ -41,6 +41,7 @@ def divide(job: DivideJob, folder: Path, name: str) -> Counts:
     source, group, cluster = (np.concatenate([getattr(c, n) for c in columns]) for n in ("source", "group", "cluster"))
     others, owner = (np.concatenate([getattr(c, n) for c in columns]) for n in ("others", "owner"))
     owner += np.repeat(first[:-1], [len(c.owner) for c in columns])
+    del columns  # the same again, chunk by chunk
 
     splits = np.where(alive, TRAIN, ENDED).astype(np.int8)
     counts = {}
@@ -48,17 +49,26 @@ def divide(job: DivideJob, folder: Path, name: str) -> Counts:
         here = alive & (source == number)
         spoken = here[owner]
         held = hold_out(group[here], others[spoken], job.share)
-        splits[here & np.isin(group, held)] = VALIDATION
-        quoting = owner[spoken & np.isin(others, held)]
+        splits[here & _among(group, held)] = VALIDATION
+        quoting = owner[spoken & _among(others, held)]
         splits[quoting[splits[quoting] == TRAIN]] = NEITHER
         counts[label] = {"groups": len(np.unique(group[here])), "held_out_groups": len(held)}
-    straddling = np.isin(cluster, np.unique(cluster[splits == VALIDATION]))
-    splits[straddling & (splits == TRAIN)] = NEITHER
+    held_clusters = np.zeros(cluster.max(initial=-1) + 1, bool)
+    held_clusters[cluster[splits == VALIDATION]] = True
+    splits[held_clusters[cluster] & (splits == TRAIN)] = NEITHER
     for number, label in enumerate(job.sources):
         of = np.bincount(splits[alive & (source == number)], minlength=3).tolist()
         counts[label] |= {"train": of[TRAIN], "validation": of[VALIDATION], "dropped_for_validation": of[NEITHER]}
     write_durably(folder / SPLITS, splits)
     return {"first": first.tolist(), "sources": counts}
+
+
+def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """bool [len(values)]: which values are in `ascending`; np.isin would sort them all."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return ascending[place] == values
 
 
 def read_splits(folder: Path, first: int, last: int) -> np.ndarray:

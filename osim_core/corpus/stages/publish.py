@@ -46,12 +46,15 @@ class Corpus:
             for split in manifest["shards"]
             for what in ("documents", "tokens", "loss_tokens")
         }
+        chunks = [chunk for part in self.stages[0].results for chunk in part["chunks"]]
         by_name = {done.name: done for done in self.stages}
         records = sum(part["records"] for part in by_name["filter"].results)
         sides = sum(part["sides"] for part in by_name["filter"].results)
         largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return {
             "corpus": str(self.folder),
+            "records": sum(chunk["records"] for chunk in chunks),
+            "bytes": sum(chunk["bytes"] for chunk in chunks),
             **totals,
             **{f"pack/{name}": self.plan[name] for name in ("rows", "padding", "dropped_documents", "dropped_tokens")},
             **{f"seconds/{done.name}": done.seconds for done in self.stages},
