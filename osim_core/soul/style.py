@@ -3,9 +3,9 @@
 A reply to one line of chitchat, with length and form of the real answer told: "Write a short reply of 6 words, no
 question." With N the told number of words and L the reply's, counted between white space,
 
-    length   = min((1 + L) / (1 + N), (1 + N) / (1 + L)); 0 for a reply that was cut, since it has no length
-    question = 1 if the reply holds a question mark exactly when the real one does, else 0
-    score    = 0.75 length + 0.25 question, in [0, 1]
+    closeness = min((1 + L) / (1 + N), (1 + N) / (1 + L))
+    question  = 1 if the reply holds a question mark exactly when the real one does, else 0
+    score     = 0.75 closeness + 0.25 question, in [0, 1]; a reply that was cut has no length, so its closeness is 0
 
 The targets are drawn from real replies, so a policy that scores 1 everywhere writes replies distributed as people's.
 Telling them is what makes that the optimum: without it, the score of a prompt is linear in the policy's distribution,
@@ -19,6 +19,7 @@ from osim_core.corpus.conversation import Conversation, Message
 from osim_core.missing import Value
 from osim_core.soul.chats import one_turn_each
 from osim_core.soul.episode import POLICY, Episode, Outcome, Sample, Split, TaskSpec, Turn
+from osim_core.soul.judged import mean
 from osim_core.soul.single_turn import part, single_turn
 
 LENGTH_WEIGHT = 0.75
@@ -65,11 +66,8 @@ class Style:
         return single_turn(messages, MAX_TOKENS, lambda text: _examine(fields, text))
 
     def score(self, sample: Sample, outcome: Outcome, verdicts: object) -> Value:
-        length, question = part(outcome, "length"), part(outcome, "question")
-        if not isinstance(length, float) or not isinstance(question, float):
-            return length
-        length = 0.0 if outcome.ended == "length" else length
-        return LENGTH_WEIGHT * length + (1 - LENGTH_WEIGHT) * question
+        near = 0.0 if outcome.ended == "length" else part(outcome, "closeness")
+        return mean([near, part(outcome, "question")], [LENGTH_WEIGHT, 1 - LENGTH_WEIGHT])
 
 
 def instruction(words: int, question: bool) -> str:
@@ -100,7 +98,7 @@ def _short(chat: Conversation, turn: int) -> bool:
 
 def _examine(fields, text: str) -> Outcome:
     values = {
-        "length": closeness(count_words(text), fields["words"]),
+        "closeness": closeness(count_words(text), fields["words"]),
         "question": float(("?" in text) == fields["question"]),
     }
     return Outcome(turns=(Turn("heard", fields["heard"]), Turn(POLICY, text)), values=values)

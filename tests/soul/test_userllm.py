@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from osim_core.judge.rubric import Verdict
+from osim_core.judge.rubric import Verdict, load_rubric
 from osim_core.missing import Missing
 from osim_core.soul.episode import Reply, Sample, play
 from osim_core.soul.userllm import END, UserLLM, intent_of, options_named, overlap, read_rows
@@ -37,13 +37,20 @@ NQ = {
 }
 
 
+DIMENSION = {"next_turn": "human_likeness", "intent": "adherence"}
+
+
 def scores(row, text, judged=None, reference=None):
     """(ours, the paper's) of a reply, with the judge's score if it was asked."""
     task = UserLLM()
     sample = Sample(id=row["id"], task="userllm", scenario="s", fields=row, reference=reference)
     outcome = play(task.episode(sample), lambda ask: Reply(text, "stop"))
-    values = {"human_likeness": judged, "adherence": judged}
-    verdicts = {} if judged is None else {row["id"]: Verdict(values=values, score=Missing("not read"))}
+    verdicts = {}
+    if judged is not None:
+        for item in outcome.judgements:
+            others = dict.fromkeys((d.name for d in load_rubric(item.rubric).dimensions), 0.123)
+            values = {**others, DIMENSION[item.rubric]: judged}
+            verdicts[item.id] = Verdict(values=values, score=Missing("not read"))
     return task.score(sample, outcome, verdicts), task.paper_score(sample, outcome, verdicts)
 
 
@@ -118,6 +125,9 @@ class TestTurningDownADistraction:
         assert scores(NQ, "no, just tell me", 1.0) == (1.0, 1.0)
         assert scores(NQ, "sure!", 0.0) == (0.0, 0.0)
         assert scores(NQ, "no", Missing("timeout")) == (Missing("timeout"),) * 2
+
+    def test_what_is_judged_is_the_rubrics_own_dimension(self):
+        assert all(name in {d.name for d in load_rubric(rubric).dimensions} for rubric, name in DIMENSION.items())
 
     def test_silence_and_walking_off_are_failures(self):
         assert scores(NQ, "") == scores(NQ, END) == (0.0, 0.0)
