@@ -108,7 +108,25 @@ def test_a_bucket_of_a_million_like_pairs_costs_no_million_comparisons():
     texts = [" ".join([*words[:50], f"slot{i}", *words[50:]]) for i in range(1_500)]
     result = find_duplicates(texts)
     assert (result.survivor == 0).all()
-    assert result.statistics.candidates <= 2 * 21 * len(texts) and result.statistics.verified < 4 * len(texts)
+    assert result.statistics.candidates <= 9 * 21 * len(texts) and result.statistics.verified < 4 * len(texts)
+
+
+def test_most_pairs_of_a_crowd_that_hardly_differ_are_found():
+    """200 texts filled into one template, each with a near copy: buckets are crowded with pairs just below 0.8."""
+    rng = np.random.default_rng(1)
+    texts = []
+    for number in range(200):
+        words = [f"w{i}" for i in range(120)]
+        for place in rng.choice(np.arange(5, 114), 2, replace=False):
+            words[place] = f"v{number}x{place}"
+        copy = words.copy()
+        copy[rng.integers(5, 114)] = f"t{number}"
+        texts += [" ".join(words), " ".join(copy)]
+    survivor = find_duplicates(texts).survivor
+    pairs, _ = true_pairs(texts)
+    joined = survivor[pairs[:, 0]] == survivor[pairs[:, 1]]
+    assert (survivor[::2] == survivor[1::2]).all()
+    assert len(pairs) > 300 and joined.mean() > 0.85  # 0.74 if each were compared with one neighbour only
 
 
 words = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g", "h"]), max_size=12)

@@ -60,6 +60,11 @@ def test_short_texts_are_duplicates_only_if_equal():
     assert find_duplicates(texts).survivor.tolist() == [0, 0, 2, 3, 4, 4, 6, 7, 8, 9, 10]
 
 
+def test_texts_without_words_are_duplicates_only_if_their_bytes_are():
+    texts = ["?" * length + end for length in range(1, 40) for end in ("?", "!", " ")]
+    assert find_duplicates(texts).keep.sum() == len(set(texts))
+
+
 def test_a_corpus_of_short_texts_has_no_large_cluster():
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(40)] + ["好", "天", "ท", "!", "😂"]

@@ -251,8 +251,8 @@ class BandWorker {
                   [&](std::uint32_t a, std::uint32_t b) { return input_.hashes[a] < input_.hashes[b]; });
         for (std::size_t i = 1; i < rows.size(); ++i) {
             edge(rows[0], rows[i]);
-            if (i > 1) {
-                edge(rows[i - 1], rows[i]);
+            for (std::size_t back = 1; back <= kNeighbours && back < i; ++back) {
+                edge(rows[i - back], rows[i]);
             }
         }
     }
@@ -272,9 +272,10 @@ class BandWorker {
 
     static int least_equal(double threshold) {
         const double agree = threshold + (1 - threshold) / 16;
-        return static_cast<int>(kLanes * (agree - 4.5 * std::sqrt(agree * (1 - agree) / kLanes)));
+        return static_cast<int>(kLanes * (agree - 3.5 * std::sqrt(agree * (1 - agree) / kLanes)));
     }
 
+    static constexpr std::size_t kNeighbours = 8;
     static constexpr std::size_t kPrefetched = 8;  // most buckets are smaller; the cache holds no more
 
     const ClusterInput& input_;

@@ -1,11 +1,11 @@
 // Clusters of near-duplicates: connected components of verified edges between texts.
 //
 // Candidates are a function of the texts alone: texts of equal exact hash are one node; in every bucket of equal band
-// keys the nodes are put in the order of their exact hashes, and each is compared with the first and with the one
-// before it (star edges and a chain, so a bucket of m costs O(m) comparisons). A pair whose digits agree far too seldom
-// (4.5 standard deviations below the threshold's expectation: one true pair in 300,000) is dropped unread. An edge
-// needs an exact Jaccard index of at least the threshold. Pairs that are connected already are skipped, which cannot
-// change the components. So clusters depend neither on the order of the texts nor on the number of threads.
+// keys the nodes are put in the order of their exact hashes, and each is compared with the first and with the eight
+// before it (so a bucket of up to ten has all its pairs, and one of m costs O(m) comparisons). A pair whose digits
+// agree far too seldom (3.5 standard deviations below the threshold's expectation: one true pair in 4,300) is dropped
+// unread. An edge needs an exact Jaccard index of at least the threshold. Pairs that are connected already are skipped,
+// which cannot change the components. So clusters depend neither on the order of the texts nor on the threads.
 // Legend: N texts, B = kBands.
 #pragma once
 
