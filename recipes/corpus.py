@@ -28,14 +28,15 @@ from osim_core.corpus.prepare import SEED
 from osim_core.corpus.shards import ShardSet
 from osim_core.corpus.stage import Report
 from osim_core.corpus.stages.baselines import BaselineJob, measure_baselines
+from osim_core.corpus.stages.check import check_absolute, check_config
 from osim_core.corpus.stages.clean import CleanJob, benchmark_file, clean, merge_clean
 from osim_core.corpus.stages.cluster import ClusterJob, find_clusters, source_order
 from osim_core.corpus.stages.context import ContextJob, context_store, give_contexts, merge_contexts, what_decides
 from osim_core.corpus.stages.divide import Divided, DivideJob, divide
 from osim_core.corpus.stages.filter import FilterJob, merge_filters, run_filters
-from osim_core.corpus.stages.inputs import check_absolute, find_inputs
+from osim_core.corpus.stages.inputs import find_inputs
 from osim_core.corpus.stages.pipeline import Pipeline
-from osim_core.corpus.stages.publish import Corpus, check_out, describe, point_to, publish
+from osim_core.corpus.stages.publish import Corpus, describe, point_to, publish
 from osim_core.corpus.stages.read import ReadJob, check_bad_rows, merge_notes, read
 from osim_core.corpus.stages.tokenise import (
     TokeniseJob,
@@ -94,7 +95,8 @@ def main() -> None:
 def build(config: CorpusConfig, executor: Executor, threads: int, report: Report, out: Path | None = None) -> Corpus:
     """Build the corpus, or find it. Raises ValueError, in one line, for whatever a person can mend."""
     cache = Path(config.cache).resolve()
-    check_out(out)
+    check_config(config, out)
+    writer = what_decides(config.context)
     inputs = find_inputs(config)
     packaged = benchmark_items() if config.decontaminate.benchmarks else ()
     items = benchmark_file(packaged, config.decontaminate.against, cache / "corpus")
@@ -109,7 +111,7 @@ def build(config: CorpusConfig, executor: Executor, threads: int, report: Report
     sources = list(dict.fromkeys(source for chunk in chunks.values() for source in chunk["sources"]))
 
     jobs = {name: ContextJob(found.file(name), config.context, context_store(config, name)) for name in chunks}
-    told = stages.run("context", give_contexts, jobs, writer=what_decides(config.context))
+    told = stages.run("context", give_contexts, jobs, writer=writer)
     contexts = merge_contexts(told, config.context)
 
     jobs = {name: FilterJob(told.file(name), config.filters) for name in chunks}

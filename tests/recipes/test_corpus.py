@@ -113,6 +113,8 @@ ROLES = ("--roles", "helpdesk", "keep")
         (("packaged", "--packaged", "chitchatt"), "no source 'chitchatt'; there are chitchat, shakespeare, debates"),
         (("packaged", "--sources", "tau_usi", "x"), "source 'tau_usi' is refused"),
         (("packaged", "--sources", "wildchat", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+        (("packaged", "--validation-share", "1.5"), "validation_share: 1.5 is not in [0, 1]"),
+        (("packaged", "--filters.languages", "xx"), "language 'xx': not an ISO 639-1 code"),
         (("packaged", "--rowz", "x"), "unknown option --rowz"),
         (("cluster", "--executor", "ray", "--rows", "talks.jsonl"), "talks.jsonl must be an absolute path"),
     ],

@@ -1,5 +1,6 @@
 """What recipes/corpus.py is made of: one file a stage, each with the function that does one part of it.
 
+    check.py       what is refused at once
     inputs.py      what is read, and what is known of each source
     read.py        files -> records, in chunks of bounded size
     context.py     records -> conversations with their social contexts

@@ -61,11 +61,9 @@ def give_contexts(job: ContextJob, folder: Path, name: str) -> Counts:
 
 @cache
 def make_writer(config: ContextConfig) -> Writer:
-    """The writer, once a process: vLLM loads its model. Raises ValueError for one that lacks its model or address."""
+    """The writer, once a process: vLLM loads its model."""
     if config.writer == "rules":
         return RuleWriter()
-    if not config.model:
-        raise ValueError(f"context.writer {config.writer} needs context.model")
     if config.writer == "endpoint":
         return EndpointWriter(base_url=config.base_url, model=config.model, concurrency=config.concurrency)
     return VllmWriter(config.model)
@@ -92,9 +90,12 @@ def _with_sides(
 
 
 def what_decides(config: ContextConfig) -> dict[str, Any]:
-    """Of the config, what another value of gives other contexts; JSON-ready."""
+    """The settings that decide what is written, JSON-ready. Raises ValueError where one is missing."""
     if config.writer == "rules":
         return {"writer": RuleWriter.identity}
+    for name in ("model", "base_url") if config.writer == "endpoint" else ("model",):
+        if not getattr(config, name):
+            raise ValueError(f"context.writer {config.writer} needs context.{name}")
     return {"writer": config.writer, "model": config.model, "prompt": prompt.VERSION}
 
 

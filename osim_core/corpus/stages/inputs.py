@@ -70,13 +70,6 @@ def find_inputs(config: CorpusConfig) -> list[Input]:
     return inputs
 
 
-def check_absolute(config: CorpusConfig) -> None:
-    """Raises ValueError for a relative path to data: workers of a cluster run in folders of their own."""
-    for path in (*config.sources.values(), *config.rows):
-        if not Path(path).is_absolute():
-            raise ValueError(f"--executor ray: {path} must be an absolute path, one that every node sees")
-
-
 def _input(kind: Literal["registered", "rows"], source: str, path: Path) -> Input:
     # by path, so that a chunk keeps its name, and its tokens their place, when other inputs come or go
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]

@@ -101,12 +101,6 @@ def publish(out: Path, manifest: dict[str, Any], stages: Pipeline) -> Path:
     return out
 
 
-def check_out(out: Path | None) -> None:
-    """Raises ValueError, before any work, if `out` is there and no corpus; publish finds out whether it is this one."""
-    if out is not None and out.exists() and not (out / "manifest.json").is_file():
-        raise ValueError(f"{out}: exists and is no corpus; name another --out or remove it")
-
-
 def point_to(link: Path, folder: Path) -> None:
     """Make the symbolic link `link` name `folder`, whatever it named before."""
     partial = link.with_name(f".{link.name}.{os.getpid()}.tmp")
