@@ -1,6 +1,6 @@
 """Clusters of texts on disk: second pass of run.py and turns.py.
 
-All parts of all files are clustered together. A few columns are held in memory, about 140 bytes a text; band keys are
+All parts of all files are clustered together. A few columns are held in memory, about 150 bytes a text; band keys are
 read one band at a time, and a text is read again by its place in its file where a pair has to be verified.
 Legend: T texts of all files.
 """

@@ -2,7 +2,7 @@
 
 A first pass reads each file once: every line is checked, its text sketched, the sketch written as a part (reading.py,
 sketch.py, store.py). Then the parts of all files, and of those the store knows, are clustered together (cluster.py).
-Memory is about 140 bytes a row and a chunk of 64 MiB with its sketches, whatever the length of the texts; a new file
+Memory is about 150 bytes a row and a chunk of 64 MiB with its sketches, whatever the length of the texts; a new file
 costs no second sketch of the old ones, yet gives the clusters of one run over everything. Legend: L rows of the files.
 """
 
