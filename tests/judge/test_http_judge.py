@@ -16,7 +16,7 @@ from osim_core.judge.cache import AnswerCache
 from osim_core.judge.calibrate import Calibration
 from osim_core.judge.http_judge import HttpJudge
 from osim_core.judge.panel import CountedJudge, JudgeOutage, MissingLimit, check_watcher
-from osim_core.judge.rubric import JudgeItem, Verdict, load_rubric
+from osim_core.judge.rubric import Dimension, JudgeItem, Verdict, load_rubric
 from osim_core.judge.transport import Patience
 from osim_core.missing import Missing
 from tests.support.judge_server import JudgeServer, completion, top_logprobs
@@ -388,3 +388,10 @@ def test_identity_tells_rubrics_models_and_ways_apart():
 
     assert len({identity(), identity((INTENT, PAIR)), identity(model="n"), identity(answers="logprobs")}) == 4
     assert json.dumps(identity()) and identity() == identity()
+
+
+def test_a_token_counts_for_the_only_label_that_it_begins():
+    often = Dimension(name="x", question="?", labels=("often", "other", "Never"), values=(1, 0, 0), anchors=("",) * 3)
+    top = {"o": 0.3, "of": 0.1, " OFTEN": 0.2, "ne": 0.05, "": 0.1, " ": 0.1, "oftentimes": 0.05}
+    found = http_judge.label_masses(often, {token: math.log(p) for token, p in top.items()})
+    assert found == [pytest.approx(math.log(0.3)), None, pytest.approx(math.log(0.05))]

@@ -21,7 +21,8 @@ def vllm_server(folder: Path, log: Path, *, context: int = 2048, threads: int = 
     its log, if it does not come up."""
     port = free_port()
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)),
+        # not `vllm serve`, which looks for a distribution called vllm, and the build for CPUs has another name
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "judge"),
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "16"),
         *("--structured-outputs-config", '{"disable_any_whitespace": true}', "--disable-uvicorn-access-log"),
