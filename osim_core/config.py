@@ -72,9 +72,9 @@ class LayoutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters on every linear layer of the decoder; all else is frozen."""
+    """Low-rank adapters on every linear layer of the decoder, with all else frozen; rank 0: none, all weights learn."""
 
-    rank: int = 32
+    rank: int = 0
     alpha: float = 64.0  # the adapter's output is scaled by alpha / rank
 
 
@@ -253,7 +253,7 @@ class RLConfig:
 
     name: str
     start: str  # the weights: a run or checkpoint of ours, a Hugging Face folder, or a packaged model
-    tasks: dict[str, float]  # task of osim_core/soul/tasks.py -> its share of the prompts
+    tasks: tuple[str, ...]  # of osim_core/soul/tasks.py, with a share of the prompts where it is not 1: "tomi:2"
     algorithm: str  # of osim_core/update/algorithms.py
     clip_low: float | None = None  # of the algorithm's surrogate, where it should differ
     clip_high: float | None = None
@@ -262,7 +262,7 @@ class RLConfig:
     updates: int = 1  # optimizer updates per step, each on its share of the groups
     kl: float = 0.0  # coefficient of the KL term to the starting weights
     feedback: bool = False  # critique, second reply, re-attached to the plain prompt (Ditto, arXiv 2605.20506)
-    lora: LoraConfig | None = None  # None: all weights learn
+    lora: LoraConfig = field(default_factory=LoraConfig)
     sequence_length: int  # tokens in a packed row
     chat_format: Literal["template", "chatml"] = "template"
     rollout: RolloutConfig

@@ -38,7 +38,7 @@ def check_config(config: MidtrainConfig, processes: int) -> None:
 def check_rl(config: RLConfig, processes: int) -> None:
     """Raises ValueError for tasks, counts or lengths of an RL config that cannot work; its model is not known yet."""
     if not config.tasks:
-        raise ValueError("tasks: name at least one, as --tasks style 1.0")
+        raise ValueError("tasks: name at least one, as --tasks style")
     rollout = config.rollout
     counts = {
         "rollout.prompts": rollout.prompts,

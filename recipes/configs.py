@@ -239,7 +239,7 @@ def rl_tiny_cpu() -> RLConfig:
     return RLConfig(
         name="rl-tiny-cpu",
         start="runs/midtrain/latest",
-        tasks={"style": 1.0},
+        tasks=("style",),
         algorithm="dapo",
         sequence_length=1024,
         rollout=RolloutConfig(prompts=16, replies=8, context=256),
@@ -257,7 +257,7 @@ def rl_smollm2_cpu() -> RLConfig:
     return RLConfig(
         name="rl-smollm2-cpu",
         start="smollm2-135m",
-        tasks={"next_turn": 1.0},
+        tasks=("next_turn",),
         algorithm="grpo",
         lora=LoraConfig(rank=8, alpha=16.0),
         sequence_length=2048,
@@ -278,7 +278,7 @@ def rl_qwen3_8b_8xh100() -> RLConfig:
     return RLConfig(
         name="rl-qwen3-8b-8xh100",
         start="models/Qwen3-8B-Base",
-        tasks={"next_turn": 1.0, "dyad": 1.0, "userllm": 1.0, "tomi": 1.0, "hitom": 1.0},
+        tasks=("next_turn", "dyad", "userllm", "tomi", "hitom"),
         algorithm="dapo",
         clip_low=0.2,
         clip_high=0.28,

@@ -78,23 +78,22 @@ def train(config: RLConfig, command: Command, folder: Path) -> None:
     from osim_core.checkpoint.store import CheckpointStore
     from osim_core.loss.streams import Objective
     from osim_core.model import lora
-    from osim_core.rollout.crew import open_crew
     from osim_core.rollout.experience import build_updates
+    from osim_core.rollout.open import open_crew
     from osim_core.update.algorithms import chosen
     from osim_core.update.learner import Learner
     from osim_core.update.reference import Reference
 
     run, model, algorithm = open_run(config, command, folder), model_config_from_hf(folder), chosen(config)
+    adapters = config.lora if config.lora.rank else None
     goal = Objective(policy=algorithm.loss, kl_coefficient=config.kl)
-    learner = Learner(
-        model, config.layout, config.optimizer, config.train, 1, run.path / "non_finite", goal, config.lora
-    )
+    learner = Learner(model, config.layout, config.optimizer, config.train, 1, run.path / "non_finite", goal, adapters)
     weights = SafetensorsWeights(folder, model)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.asynchronous, data="rl")
     start = store.resume(learner, model, config.layout)
     if start == 0:
         load_weights(learner.chunks, weights, model)
-        if config.lora:
+        if adapters:
             lora.initialise(learner.chunks, config.train.seed)
         learner.weights_loaded()
     reference = Reference(learner, weights, model) if config.kl else None
@@ -114,6 +113,7 @@ def train(config: RLConfig, command: Command, folder: Path) -> None:
             log(0, crew.evaluate(learner, 0))
         for step in range(start, config.train.steps):
             experience = crew.take(step)
+            crew.rest()
             updates = build_updates(
                 experience,
                 algorithm,

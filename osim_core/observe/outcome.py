@@ -43,7 +43,7 @@ def rl_outcome(run: RunDirectory) -> dict[str, Any]:
     best = max(evaluations, key=lambda row: row["val/reward"])
     watched = {
         f"{name}/{when}": row[name]
-        for name in ("val/reward", "val/reward_raw", "val/reward_held_out", "val/likelihood")
+        for name in ("val/reward", "val/reward_raw", "val/reward_held_out", "val/likelihood", "val/length_ratio")
         for when, row in (("first", first), ("last", last))
         if name in row
     }

@@ -64,6 +64,8 @@ def _charts(history: History) -> Iterator[Chart]:
     yield Chart("Reward by task", "held-out samples", history.group("val/reward/", markers=True))
     likelihood = history.line("val/likelihood", "real replies", markers=True)
     yield Chart("Likelihood of real replies", "geometric mean per byte", likelihood)
+    ratio = history.line("val/length_ratio", "against the real reply", markers=True)
+    yield Chart("Length of held-out replies", "closeness in words", ratio)
     mismatch = history.line("rl/mismatch", "mean", noisy=True) + history.line("rl/mismatch_max", "largest", noisy=True)
     yield Chart("Trainer against sampler", "|log p - log p|", mismatch, logarithmic=True)
     yield Chart("Length", "tokens a reply", history.line("rl/length", "replies", noisy=True))

@@ -1,6 +1,6 @@
 """All ranks' side of rolling out: the ranks that own an engine play, judge and push; every rank sees the same results.
 
-    with open_crew(config, model, folder, run, start) as crew:
+    with open_crew(config, model, folder, run, start) as crew:    # rollout/open.py
         crew.push(learner, 0)
         experience = crew.take(step)                 # the same list on every rank
         crew.evaluate(learner, step)                 # metrics on held-out samples
@@ -11,8 +11,7 @@ with the job. Everything here is collective.
 
 import pickle
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -22,34 +21,25 @@ from megatron.core import parallel_state
 from osim_core.config import ModelConfig, RLConfig
 from osim_core.corpus.durable import write_durably
 from osim_core.corpus.render import Renderer
-from osim_core.corpus.tokenizer import load as load_tokenizer
-from osim_core.judge.open import open_judge
 from osim_core.missing import Missing, Value
 from osim_core.model.lora import merged
 from osim_core.observe.metrics import read_metrics
-from osim_core.observe.rl_metrics import mean_of, reward_metrics, sample_metrics, update_metrics
+from osim_core.observe.rl_metrics import reward_metrics, sample_metrics, update_metrics
 from osim_core.observe.run_dir import RunDirectory, is_rank_zero
 from osim_core.reward.alarms import alarms
-from osim_core.reward.detectors.standard import standard_panel
 from osim_core.reward.likelihood import likelihood_reward, packed_references, reference_logprobs
-from osim_core.reward.scorer import Scorer
-from osim_core.reward.similarity import SentenceEncoder
 from osim_core.rollout.actor import Actor, Played
 from osim_core.rollout.ahead import Ahead
 from osim_core.rollout.engine import Engine
-from osim_core.rollout.engines.hf_engine import HfEngine
-from osim_core.rollout.engines.vllm_engine import EngineOptions, VllmEngine
+from osim_core.rollout.engines.vllm_engine import VllmEngine
 from osim_core.rollout.experience import Experience, Updates, exchange
 from osim_core.rollout.groups import padding_row
 from osim_core.rollout.ledger import Ledger
-from osim_core.rollout.prompts import Prompts
 from osim_core.rollout.push import push
-from osim_core.rollout.runner import EngineSpeaker
-from osim_core.rollout.shared import SharedEngine
+from osim_core.rollout.runner import Trajectory
 from osim_core.rollout.transcripts import write_transcripts
-from osim_core.soul.episode import Sample, Task
-from osim_core.soul.tasks import find
-from osim_core.update.algorithms import chosen
+from osim_core.soul.episode import POLICY, Sample, Task
+from osim_core.soul.style import closeness, count_words
 from osim_core.update.learner import Learner, StepResult
 
 
@@ -57,78 +47,9 @@ class RolloutError(ValueError):
     """Too much of a step is missing, or sampler and trainer disagree: going on would train on something else."""
 
 
-@contextmanager
-def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirectory, start: int) -> Iterator["Crew"]:
-    """The crew of a run that goes on after step `start`; its engines end with the block.
-
-    Raises ValueError for unknown tasks, judges or algorithms, and where an engine does not come up.
-    """
-    tasks = {name: find(name) for name in config.tasks}
-    renderer = Renderer(load_tokenizer(folder), config.chat_format)
-    with ExitStack() as stack:
-        actor, engine = None, None
-        if owns_engine():
-            engine = stack.enter_context(closing(SharedEngine(open_engine(config, folder, start))))
-            judge, held_out = (
-                open_judge(wanted, name, config.layout, Path(config.cache))
-                for name, wanted in (("train", config.reward.judge), ("held out", config.reward.held_out_judge))
-            )
-            speaker = EngineSpeaker(
-                engine, renderer, context=config.rollout.context, temperature=config.rollout.temperature
-            )
-            partner = EngineSpeaker(engine, renderer, context=config.rollout.context)
-            roles = {role for task in tasks.values() for role in task.spec.roles}
-            panel = None
-            if config.reward.detectors != "off" and any(task.spec.judged for task in tasks.values()):
-                panel = standard_panel(
-                    SentenceEncoder(),
-                    mode=config.reward.detectors,
-                    penalty=config.reward.penalty,
-                    without=config.reward.without,
-                )
-            share = (parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
-            actor = Actor(
-                Prompts(tasks, config.tasks, config.train.seed),
-                {"policy": speaker, **dict.fromkeys(roles, partner)},
-                Scorer(judge, held_out, panel),
-                config.rollout,
-                config.train.seed,
-                share,
-                chosen(config).drop_uniform,
-                config.feedback,
-            )
-        crew = Crew(config, model, run, tasks, renderer, actor, engine)
-        with Ahead(crew.play, config.rollout.staleness, start, crew.load_buffer(start)) as crew.ahead:
-            yield crew
-
-
-def open_engine(config: RLConfig, folder: Path, start: int) -> Engine:
-    """The engine of a run that goes on after `start` steps; its weights are the folder's until the first push."""
-    rollout = config.rollout
-    version = max(0, start - 1)  # the next version that it takes is `start`
-    if rollout.engine == "transformers":
-        return HfEngine(folder, version=version)
-    options = EngineOptions(
-        context=rollout.context,
-        dtype="float32" if config.train.precision == "fp32" else "bfloat16",
-        cache_gib=rollout.cache_gib,
-        gpu_memory=rollout.gpu_memory,
-        max_restarts=rollout.restarts,
-    )
-    return VllmEngine(folder, options, version)
-
-
-def owns_engine() -> bool:
-    """Whether this rank is the first of its data-parallel replica."""
-    return (
-        parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_pipeline_model_parallel_rank() == 0
-        and parallel_state.get_context_parallel_rank() == 0
-    )
-
-
 class Crew:
-    """Built by `open_crew`. actor and engine are None on ranks without an engine."""
+    """actor and engine are None on ranks without an engine. sleeper: an engine on the trainer's own GPU, which gives
+    its memory back while the learner works."""
 
     ahead: Ahead[list[Experience]]
 
@@ -141,9 +62,10 @@ class Crew:
         renderer: Renderer,
         actor: Actor | None,
         engine: Engine | None,
+        sleeper: VllmEngine | None,
     ) -> None:
         self.config, self.model, self.run, self.renderer = config, model, run, renderer
-        self.actor, self.engine = actor, engine
+        self.actor, self.engine, self.sleeper = actor, engine, sleeper
         self.seconds: dict[str, float] = {}
         self.held_out = held_out_samples(tasks, config.train.evaluate_rows)
         self.series: dict[str, list[Value]] = _series(run) if is_rank_zero() else {}
@@ -178,11 +100,18 @@ class Crew:
                 "and resume"
             )
 
+    def rest(self) -> None:
+        """The step's rollouts are there: an engine on this GPU gives its memory to the learner until the push."""
+        if self.sleeper:
+            self.sleeper.sleep()
+
     def push(self, learner: Learner, version: int) -> None:
         """The learner's weights to every engine, as `version`; rollouts of later steps may begin."""
         began = time.perf_counter()
         if version:  # it came up with those of step 0
             push(self.engine, learner.chunks, self.model, version, merged)
+            if self.sleeper:
+                self.sleeper.wake()
         self.ahead.advance(version)
         self.seconds["push"] = time.perf_counter() - began
 
@@ -213,15 +142,18 @@ class Crew:
         return {**values, "rl/alarms": len(found), **{f"perf/{name}_seconds": s for name, s in self.seconds.items()}}
 
     def evaluate(self, learner: Learner, step: int) -> dict[str, float]:
-        """Rewards of one reply to each held-out sample, and how likely the real replies are."""
+        """Rewards of one reply to each held-out sample; how long the replies are beside the real ones, and how likely
+        those are: two things that no judge decides."""
         mine: list[Experience] = []
+        ratios: list[Value] = []
         if self.actor is not None:
             played = self.actor.evaluate(self.held_out)
             self._transcripts(f"held-out-{step:06d}", played)
-            mine = played.experience
+            mine, ratios = played.experience, [length_ratio(trajectory) for trajectory in played.trajectories]
         experience = exchange(mine)
         self._check(experience, f"held-out samples after step {step}")
-        return {**reward_metrics(experience, "val"), **self._likelihood(learner)}
+        lengths = self._mean(ratios, dist.group.WORLD)
+        return {**reward_metrics(experience, "val"), **self._likelihood(learner), **named("val/length_ratio", lengths)}
 
     def _likelihood(self, learner: Learner) -> dict[str, float]:
         """val/likelihood: mean over held-out samples of exp(mean log p per byte) of the real reply; {} without any."""
@@ -234,10 +166,15 @@ class Crew:
         rows += [padding_row(self.config.sequence_length, "ce", policy=False)] * (-len(rows) % ranks)
         found = reference_logprobs(learner.logprobs(rows[rank::ranks]), rows[rank::ranks], len(replies))
         values = [likelihood_reward(logprobs_R, text) for logprobs_R, text in zip(found, texts, strict=True)]
-        everybody: list[list[Value]] = [[]] * ranks
-        dist.all_gather_object(everybody, values, group=parallel_state.get_data_parallel_group())
-        scored = mean_of([value for part in everybody for value in part if not isinstance(value, Missing)])
-        return {"val/likelihood": scored["mean"]} if scored else {}
+        return named("val/likelihood", self._mean(values, parallel_state.get_data_parallel_group()))
+
+    @staticmethod
+    def _mean(mine: Sequence[Value], group: dist.ProcessGroup) -> Value:
+        """Mean of what is present on any rank of the group. Collective."""
+        everybody: list[Sequence[Value]] = [()] * group.size()
+        dist.all_gather_object(everybody, list(mine), group=group)
+        present = [value for part in everybody for value in part if not isinstance(value, Missing)]
+        return sum(present) / len(present) if present else Missing("none on any rank")
 
     def _reference(self, task: Task, sample: Sample) -> tuple[list[int], list[int], str] | None:
         """(prompt, reply ids with end of turn, text) of the person's own reply, where the sample has one that fits."""
@@ -268,6 +205,19 @@ class Crew:
     def _buffer(self, step: int) -> Path:
         rank = parallel_state.get_data_parallel_rank()
         return self.run.checkpoints / f"rollouts-{step:08d}-{rank}.pickle"
+
+
+def named(name: str, value: Value) -> dict[str, float]:
+    """A metric, or none where it is missing."""
+    return {} if isinstance(value, Missing) else {name: value}
+
+
+def length_ratio(trajectory: Trajectory) -> Value:
+    """How close the policy's last reply is to the real one in words: in (0, 1], 1 where they are as long."""
+    replies = [turn.text for turn in trajectory.outcome.turns if turn.speaker == POLICY]
+    if not replies or trajectory.sample.reference is None:
+        return Missing("no reference")
+    return closeness(count_words(replies[-1]), count_words(trajectory.sample.reference))
 
 
 def held_out_samples(tasks: dict[str, Task], count: int) -> list[tuple[Task, Sample]]:

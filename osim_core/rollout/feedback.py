@@ -77,9 +77,9 @@ def criticise(outcome: Outcome, verdicts: Mapping[str, Verdict]) -> str:
     """A sentence on the dimension in which a judge found the reply weakest; "" where no judge said anything."""
     weakest: tuple[float, str] | None = None
     for item in outcome.judgements:
-        rubric = load_rubric(item.rubric)
-        for dimension in rubric.dimensions:
-            value = verdicts[item.id].values[dimension.name] if item.id in verdicts else Missing("not judged")
+        values = verdicts[item.id].values if item.id in verdicts else {}
+        for dimension in load_rubric(item.rubric).dimensions:
+            value = values.get(dimension.name, Missing("not judged"))
             if not isinstance(value, Missing) and (weakest is None or value < weakest[0]):
                 weakest = (value, dimension.question)
     return f"That reply was weak in one respect: {weakest[1]} Write it again, better in that." if weakest else ""

@@ -7,7 +7,7 @@ Slot i never depends on what was asked before, so a resumed run, another number 
 same samples; the cursor is the only state. Any run of slots holds every task in its share to within one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +15,20 @@ import numpy as np
 from osim_core.soul.episode import Sample, Split, Task
 
 PERIOD = 1000  # slots after which the order of tasks repeats; shares are met to within one in a thousand
+
+
+def parse_shares(tasks: Sequence[str]) -> dict[str, float]:
+    """("style", "tomi:2") as {"style": 1.0, "tomi": 2.0}. Raises ValueError for what is no number, and names twice."""
+    shares: dict[str, float] = {}
+    for text in tasks:
+        name, _, share = text.partition(":")
+        if name in shares:
+            raise ValueError(f"tasks: {name} is named twice")
+        try:
+            shares[name] = float(share or 1.0)
+        except ValueError:
+            raise ValueError(f"tasks: {text!r} is no task with a share, as tomi or tomi:2") from None
+    return shares
 
 
 class Prompts:

@@ -18,32 +18,39 @@ from osim_core.soul.single_turn import part, single_turn
 RUBRIC = "next_turn"
 MAX_TOKENS = 256
 MIN_HISTORY, MAX_HISTORY_CHARACTERS = 3, 6000  # the scene and both sides once; longer chats are not cut, but left out
+MAX_SHORT_CHARACTERS = 480
+ITEMS = {"train": 3588, "validation": 190, "test": 255}
+SHORT_ITEMS = {"train": 3241, "validation": 163, "test": 235}
 NAMES = {"system": "Scene", "user": "Other", "assistant": "Person"}
 
 
 class NextTurn:
-    spec = TaskSpec(
-        id="next_turn",
-        axis="CONV",
-        version=1,
-        origin="ours, on the Chit-Chat Challenge 2018 (package chitchat-dataset)",
-        licence="MIT",
-        chance=None,
-        judged=True,
-        items={"train": 3588, "validation": 190, "test": 255},
-    )
+    """short: only chats of at most MAX_SHORT_CHARACTERS so far, for models that read bytes or little."""
+
+    def __init__(self, short: bool = False) -> None:
+        self.most = MAX_SHORT_CHARACTERS if short else MAX_HISTORY_CHARACTERS
+        self.spec = TaskSpec(
+            id="next_turn_short" if short else "next_turn",
+            axis="CONV",
+            version=1,
+            origin="ours, on the Chit-Chat Challenge 2018 (package chitchat-dataset)",
+            licence="MIT",
+            chance=None,
+            judged=True,
+            items=SHORT_ITEMS if short else ITEMS,
+        )
 
     def samples(self, split: Split) -> Sequence[Sample]:
         """fields: messages, the chat before the turn."""
         return [
             Sample(
-                id=f"next_turn/{chat.id}/{turn}",
-                task="next_turn",
+                id=f"{self.spec.id}/{chat.id}/{turn}",
+                task=self.spec.id,
                 scenario=chat.group,
                 fields={"messages": chat.messages[:turn]},
                 reference=chat.messages[turn].content,
             )
-            for chat, turn in one_turn_each(split, _answers)
+            for chat, turn in one_turn_each(split, self._answers)
         ]
 
     def episode(self, sample: Sample) -> Episode:
@@ -61,11 +68,10 @@ class NextTurn:
         answered = part(outcome, "answered")
         return verdict_score(verdicts, sample.id) if answered == 1.0 else answered
 
-
-def _answers(chat: Conversation, turn: int) -> bool:
-    """Whether the turn answers somebody, in a chat that is under way."""
-    return (
-        turn >= MIN_HISTORY
-        and chat.messages[turn - 1].role == "user"
-        and sum(len(message.content) for message in chat.messages[:turn]) <= MAX_HISTORY_CHARACTERS
-    )
+    def _answers(self, chat: Conversation, turn: int) -> bool:
+        """Whether the turn answers somebody, in a chat that is under way."""
+        return (
+            turn >= MIN_HISTORY
+            and chat.messages[turn - 1].role == "user"
+            and sum(len(message.content) for message in chat.messages[:turn]) <= self.most
+        )

@@ -65,6 +65,16 @@ class Style:
         ]
         return single_turn(messages, MAX_TOKENS, lambda text: _examine(fields, text))
 
+    def critique(self, sample: Sample, outcome: Outcome) -> str:
+        """What to do better, for a second reply; "" where there is nothing."""
+        fields = sample.fields
+        said = []
+        if outcome.values.get("length", 0.0) < 1.0 or outcome.ended == "length":
+            said.append(f"Write {fields['words']} words.")
+        if outcome.values.get("question", 0.0) < 1.0:
+            said.append("Ask a question." if fields["question"] else "Ask no question.")
+        return " ".join(said)
+
     def score(self, sample: Sample, outcome: Outcome, verdicts: object) -> Value:
         near = 0.0 if outcome.ended == "length" else part(outcome, "closeness")
         return mean([near, part(outcome, "question")], [LENGTH_WEIGHT, 1 - LENGTH_WEIGHT])

@@ -19,6 +19,7 @@ TASKS: Mapping[str, Callable[[], Task]] = {
     "dyad_self_play": lambda: Dyad(self_play=True),
     "hitom": HiToM,
     "next_turn": NextTurn,
+    "next_turn_short": lambda: NextTurn(short=True),
     "socialiqa": SocialIQa,
     "style": Style,
     "tomi": ToMi,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from osim_core.rollout.prompts import Prompts
+from osim_core.rollout.prompts import Prompts, parse_shares
 from osim_core.soul.episode import Sample
 
 
@@ -50,3 +50,10 @@ def test_a_task_without_samples_or_share_is_named():
         Prompts({"empty": Numbered("empty", 0)}, {"empty": 1.0}, seed=0)
     with pytest.raises(ValueError, match="the share of a must be above 0, got 0"):
         Prompts(TASKS, {**SHARES, "a": 0.0}, seed=0)
+
+
+def test_shares_as_they_are_typed():
+    assert parse_shares(("style", "tomi:2", "dyad:0.5")) == {"style": 1.0, "tomi": 2.0, "dyad": 0.5}
+    for typed, said in ((("a", "a:2"), "a is named twice"), (("a:much",), "'a:much' is no task with a share")):
+        with pytest.raises(ValueError, match=said):
+            parse_shares(typed)

@@ -34,7 +34,7 @@ def mean_score(samples, policy) -> float:
     return sum(scores) / len(scores)
 
 
-@pytest.mark.parametrize("task", [Style(), NextTurn()], ids=lambda task: task.spec.id)
+@pytest.mark.parametrize("task", [Style(), NextTurn(), NextTurn(short=True)], ids=lambda task: task.spec.id)
 def test_items_are_as_the_spec_says_and_nobody_is_on_two_sides(task):
     sides = {split: task.samples(split) for split in SPLITS}
     assert {split: len(samples) for split, samples in sides.items()} == dict(task.spec.items)
