@@ -1,7 +1,7 @@
 """AdamW through megatron-core: fp32 master weights and moments, sharded over data parallel when asked.
 
-`ResumableDistributedOptimizer` mends three defects of megatron-core 0.19.2's DistributedOptimizer with torch's
-AdamW (used where neither Transformer Engine nor Apex is installed), all in loading a checkpoint.
+`ResumableDistributedOptimizer` mends four defects of megatron-core 0.19.2's DistributedOptimizer with torch's AdamW
+(used where neither Transformer Engine nor Apex is installed), three in loading a checkpoint and one in saving.
 """
 
 import torch
@@ -19,9 +19,19 @@ class ResumableDistributedOptimizer(DistributedOptimizer):
 
     def sharded_state_dict(self, model_sharded_state_dict, is_loading=False, *args, **kwargs):
         # AdamW makes its state on the first step; a fresh process has none to describe what it wants to load
-        if is_loading and not self.optimizer.state:
-            self._init_optimizer_states_with_dummy_values()
+        if not self.optimizer.state:
+            if is_loading:
+                self._init_optimizer_states_with_dummy_values()
+            else:
+                self._state_before_any_update()
         return super().sharded_state_dict(model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    def _state_before_any_update(self):
+        # a run may save before its first update (nothing to learn from so far), and megatron-core cannot
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[param] = {"step": torch.tensor(0.0), **moments}
 
     def _set_main_param_and_optimizer_states(self, model_param, tensors):
         # `step` lives in the parameter groups of the checkpoint, not beside the moments: keep the one in place

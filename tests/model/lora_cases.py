@@ -89,12 +89,12 @@ def first_gradients(rows: list) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
         return found
 
 
-def save(layout: LayoutConfig, rows: list, folder: Path) -> dict:
-    """Two updates, a checkpoint, and what a third gives."""
+def save(layout: LayoutConfig, rows: list, folder: Path, updates: int = 2) -> dict:
+    """Some updates, a checkpoint named step 2, and what another update gives."""
     from osim_core.checkpoint.store import CheckpointStore
 
     with adapted(layout) as learner:
-        for step in range(2):
+        for step in range(updates):
             learner.update(rows, step)
         CheckpointStore(folder, keep=1, asynchronous=False, data="a").save(learner, TINY_QWEN3, layout, step=2)
         return go_on(learner, rows)

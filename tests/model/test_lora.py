@@ -69,3 +69,11 @@ def test_a_checkpoint_goes_on_in_the_same_layout_and_in_another(workers, tmp_pat
     for name, tensor in whole["merged"].items():
         assert torch.equal(same["merged"][name], tensor), name
         torch.testing.assert_close(other["merged"][name], tensor, rtol=0, atol=5e-4, msg=name)
+
+
+def test_a_checkpoint_before_the_first_update_goes_on_like_any_other(workers, tmp_path):
+    layout = LayoutConfig()
+    [whole] = workers(1).run(cases.save, layout=layout, rows=ROWS, folder=tmp_path, updates=0)
+    [resumed] = workers(1).run(cases.resume, layout=layout, rows=ROWS, folder=tmp_path)
+    assert resumed["loss"] == whole["loss"]
+    assert all(torch.equal(resumed["merged"][name], tensor) for name, tensor in whole["merged"].items())
