@@ -128,6 +128,20 @@ class TestNextTurn:
             assert item.context.count("\n") >= len(earlier) - 1 and item.context.startswith("Scene: ")
             assert sample.reference in earlier or f"Person: {sample.reference}" not in item.context
 
+    def test_short_ones_are_chats_that_a_reader_of_bytes_can_hold(self):
+        lengths = [
+            sum(len(message.content) for message in sample.fields["messages"])
+            for sample in NextTurn(short=True).samples("validation")
+        ]
+        assert (
+            max(lengths)
+            <= 480
+            < max(
+                sum(len(message.content) for message in sample.fields["messages"])
+                for sample in NextTurn().samples("validation")
+            )
+        )
+
     def test_scores_are_the_judges_or_missing(self):
         sample = NextTurn().samples("test")[0]
         verdict = Verdict(values={"likeness": 0.7}, score=0.7)
