@@ -151,6 +151,7 @@ class FilterConfig:
     min_trained_words: int = 1
     min_words: int = 5
     max_words: int = 100_000
+    max_characters: int = 1_000_000  # what has no spaces has few words
     drop_balance: tuple[str, ...] = ("monologue", "silent")
     drop_machine: tuple[str, ...] = ()  # kinds of machine-written text; () only labels
 

@@ -302,3 +302,9 @@ def test_on_real_chats_of_students_little_is_dropped_and_much_is_recognised(real
     assert rows["personal"]["edited"] < 0.02 * len(real)
     labels = rows["toxicity"]["labels"]
     assert 0 < labels["toxicity=none"] < len(kept)
+
+
+def test_what_has_no_spaces_is_too_long_by_its_characters():
+    blob = chat("U:what is in the file?", f"A:{'x' * 1000}")
+    assert Length(max_characters=1020)(blob).dropped == ""  # with the question
+    assert Length(max_characters=1019)(blob).dropped == "too long"

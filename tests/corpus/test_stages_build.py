@@ -172,10 +172,17 @@ def test_nobody_held_out_appears_in_training_and_no_cluster_lies_in_two_splits(c
     assert Counter(row["ended"] for row in audit)["split"] > 0
 
 
-def test_a_held_out_persons_partner_is_not_trained_in_that_dialogue(audit):
-    held = {row["id"].rpartition("/")[0] for row in of(audit, "convokit_friends") if row["split"] == "validation"}
-    trained = {row["id"].rpartition("/")[0] for row in of(audit, "convokit_friends") if row["split"] == "train"}
-    assert held and not held & trained
+def test_who_is_held_out_is_not_heard_in_training_either(audit):
+    """Of friends, conversation n is between p(n % 5) and p(5 + n % 4); nobody trains where a held-out one speaks."""
+    sides = {split: [] for split in ("train", "validation", "")}
+    for row in of(audit, "convokit_friends"):
+        number, person = int(row["id"].split("/")[3][1:]), row["id"].rpartition("/")[2]
+        pair = {f"p{number % 5}", f"p{5 + number % 4}"}
+        sides[row["split"]].append((person, *(pair - {person})))
+    held = {person for person, _ in sides["validation"]}
+    assert held and sides["train"]
+    assert not [side for side in sides["train"] if held & set(side)]
+    assert all(held & set(side) for side in sides[""]), "only for that reason"
 
 
 def test_masking_keeps_the_row_and_takes_the_loss(config, corpus):

@@ -51,5 +51,5 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 def test_the_bound_is_what_the_readme_says():
     """20 M records of two sides: the columns of the records or those of the sides, and the processes beside them."""
     one = memory_bound(20_000_000, 40_000_000, 1)
-    assert one == (900 << 20) + (512 << 20) + 180 * 40_000_000
-    assert memory_bound(20_000_000, 40_000_000, 8) == one + 8 * (900 << 20)
+    assert one == (1000 << 20) + (512 << 20) + 180 * 40_000_000
+    assert memory_bound(20_000_000, 40_000_000, 8) == one + 8 * (1000 << 20)

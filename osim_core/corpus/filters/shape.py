@@ -15,17 +15,22 @@ WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 class Length:
-    """Drops conversations with fewer than `min_trained` words of the simulated person, or fewer than `min_words` or
-    more than `max_words` in all (system message apart)."""
+    """Drops conversations with fewer than `min_trained` words of the simulated person, fewer than `min_words` or more
+    than `max_words` in all (system message apart), or more than `max_characters`: what has no spaces has few words."""
 
     name = "length"
 
-    def __init__(self, min_trained: int = 1, min_words: int = 5, max_words: int = 100_000) -> None:
+    def __init__(
+        self, min_trained: int = 1, min_words: int = 5, max_words: int = 100_000, max_characters: int = 1_000_000
+    ) -> None:
         if min_trained < 0 or not 0 <= min_words <= max_words:
             raise ValueError(f"length: {min_trained=}, {min_words=}, {max_words=} do not make a range")
         self.min_trained, self.min_words, self.max_words = min_trained, min_words, max_words
+        self.max_characters = max_characters
 
     def __call__(self, conversation: Conversation) -> Outcome:
+        if sum(len(message.content) for message in conversation.messages) > self.max_characters:
+            return Outcome(dropped="too long")
         trained = count_words(words_of(conversation, "assistant"))
         words = trained + count_words(words_of(conversation, "user"))
         if trained < self.min_trained or words < self.min_words:

@@ -47,30 +47,27 @@ def clean(job: CleanJob, folder: Path, name: str) -> Counts:
     decontaminate/policy.py)."""
     clusters = read_clusters(job.clusters, job.first_row, job.records)
     index = None if job.items is None else make_index(job.items)
-    duplicates: dict[str, int] = {}
-    duplicate_sides = 0
+    duplicates: Counter[str] = Counter()
+    duplicate_sides = first = 0
     found: dict[str, Any] = {"sources": {}, "items": {}}
     with TableWriter(folder / f"{name}.parquet", SIDES) as table:
-        first = 0
         for some in read_batches(job.chunk):
             numbered = list(enumerate(some, first))
             first += len(some)
             sides = [(number, record, side) for number, record in numbered for side in record.sides]
-            rows = {at: _row(job, clusters, *side) for at, side in enumerate(sides)}
-            for number, record in numbered:
-                if not clusters.keep[number]:
-                    duplicates[record.source] = duplicates.get(record.source, 0) + 1
-            alive = [at for at, row in rows.items() if not row["ended"]]
+            rows = [_row(job, clusters, *side) for side in sides]
+            duplicates.update(record.source for number, record in numbered if not clusters.keep[number])
+            alive = [at for at, row in enumerate(rows) if not row["ended"]]
             if index is not None and alive:
                 verdict = judge(index, [_texts(sides[at][2]) for at in alive], job.policy)
                 found = merge([found, account(index, verdict, [rows[at]["source"] for at in alive])])
                 for place, at in enumerate(alive):
                     _apply(index, verdict, place, rows[at], job.policy)
-            for row in rows.values():
+            for row in rows:
                 duplicate_sides += row["ended"] == "dedup"
                 table.add(row)
         table.publish()
-    return {"duplicates": duplicates, "duplicate_sides": duplicate_sides, "found": found}
+    return {"duplicates": dict(sorted(duplicates.items())), "duplicate_sides": duplicate_sides, "found": found}
 
 
 def _texts(side: Side) -> list[str]:

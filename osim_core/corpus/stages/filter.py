@@ -44,7 +44,7 @@ def make_filters(config: FilterConfig) -> list[Filter]:
     """The six filters in their order. Raises ValueError for a language or kind that does not exist."""
     return [
         Language(config.languages),
-        Length(config.min_trained_words, config.min_words, config.max_words),
+        Length(config.min_trained_words, config.min_words, config.max_words, config.max_characters),
         Balance(config.drop_balance),
         MachineWritten(config.drop_machine),
         Scrub(),

@@ -1,7 +1,7 @@
 """How much memory a build may take, as a formula; tests/corpus/test_stages_memory.py holds it to that."""
 
-PROCESS = 900 << 20  # Python with torch, pyarrow and the language model; a batch of records of up to 16 MiB
-CLUSTER = 512 << 20  # a chunk of 64 MiB in the deduplication, with its sketches
+PROCESS = 1000 << 20  # Python with torch, pyarrow and the language model (600); a row of 16 MiB in the filters
+CLUSTER = 512 << 20  # a chunk of 64 MiB in the deduplication, with its sketches; or the tables of the baselines
 RECORD = 200  # bytes a record: clustering columns and their table
 SIDE = 180  # bytes a side: columns of the split, and what sorting them takes
 

@@ -4,7 +4,6 @@ Documents come from the token store, which tokenises what it has not seen; row l
 later (plan.py), so they never cost a second tokenisation.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from osim_core.corpus.conversation import RenderedDocument
 from osim_core.corpus.render import Renderer
 from osim_core.corpus.shards import ShardWriter
 from osim_core.corpus.stage import Counts
+from osim_core.corpus.stages import VERSION
 from osim_core.corpus.stages.divide import ENDED, NAMES, NEITHER, TRAIN, VALIDATION, Divided
 from osim_core.corpus.stages.pipeline import Done
 from osim_core.corpus.stages.tables import AUDIT, ROWS_AT_A_TIME, TableWriter
@@ -98,7 +98,7 @@ def _count(
     of_source = statistics.setdefault(document.source, {"train": Counter(), "validation": Counter()})
     tokens = len(document.tokens)
     of_source[split].update(documents=1, tokens=tokens, loss_tokens=document.loss_tokens)
-    lengths.setdefault(document.source, Counter())[str(1 << int(math.log2(tokens)))] += 1
+    lengths.setdefault(document.source, Counter())[str(1 << tokens.bit_length() - 1)] += 1
 
 
 @cache
@@ -109,7 +109,7 @@ def _renderer(tokenizer: Path, chat_format: str) -> Renderer:
 
 def token_store(cache: Path, tokenizer: Counts, chat_format: str) -> Path:
     """Where documents are kept by hash: what they were tokenised with names the folder."""
-    return cache / "tokens" / f"{tokenizer['fingerprint'][:16]}-{chat_format}"
+    return cache / "tokens" / f"{tokenizer['fingerprint'][:16]}-{chat_format}-{VERSION}"
 
 
 def merge_tokens(done: Done, before: Done, sources: list[str]) -> dict[str, Any]:
