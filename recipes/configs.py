@@ -272,6 +272,21 @@ def rl_smollm2_cpu() -> RLConfig:
     )
 
 
+def rl_planted_cpu() -> RLConfig:
+    """What reward hacking looks like: a judge that likes rubric words and long replies, and detectors that may watch
+    (--reward.detectors audit or train). Its rewards mean nothing; val/length_ratio compares with what people wrote."""
+    base = rl_tiny_cpu()
+    return replace(
+        base,
+        name="rl-planted-cpu",
+        tasks=("next_turn_short",),
+        sequence_length=2048,
+        rollout=replace(base.rollout, prompts=8, context=1024),
+        reward=RewardConfig(judge=JudgeConfig(backend="planted"), detectors="audit"),
+        train=replace(base.train, steps=40, evaluate_every=10, evaluate_rows=64),
+    )
+
+
 def rl_qwen3_8b_8xh100() -> RLConfig:
     """The paper's run on one node: 64 prompts of 8 replies, 4 updates of 128 replies, LoRA 32/64, 200 steps. Name the
     midtrained weights with --start, and an OpenAI-compatible judge with --reward.judge.url and .model."""
@@ -296,4 +311,6 @@ def rl_qwen3_8b_8xh100() -> RLConfig:
     )
 
 
-RL_CONFIGS = {config.name: config for config in (rl_tiny_cpu(), rl_smollm2_cpu(), rl_qwen3_8b_8xh100())}
+RL_CONFIGS = {
+    config.name: config for config in (rl_tiny_cpu(), rl_smollm2_cpu(), rl_planted_cpu(), rl_qwen3_8b_8xh100())
+}

@@ -16,6 +16,8 @@ from osim_core.model.start import hugging_face_folder
 from osim_core.reward.detectors.text import words
 from osim_core.reward.planted import PlantedJudge
 
+PLANTED_WORDS = 80  # that win the planted judge over: more than people write, and than 384 bytes hold
+
 
 def open_judge(
     config: JudgeConfig, name: str, layout: LayoutConfig, cache: Path, limit: MissingLimit | None = None
@@ -27,7 +29,7 @@ def open_judge(
     rubrics = [load_rubric(path.stem) for path in sorted(FOLDER.glob("*.json"))]
     if config.backend == "planted":
         names = {word for rubric in rubrics for dimension in rubric.dimensions for word in words(dimension.name)}
-        return PlantedJudge(rubric_words=tuple(sorted(names)))
+        return PlantedJudge(rubric_words=tuple(sorted(names)), enough_words=PLANTED_WORDS)
     if not config.model:
         raise ValueError(f"judge {name}: backend {config.backend} needs a model; set --reward.judge.model")
     if config.backend == "http":

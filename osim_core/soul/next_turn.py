@@ -18,17 +18,18 @@ from osim_core.soul.single_turn import part, single_turn
 RUBRIC = "next_turn"
 MAX_TOKENS = 256
 MIN_HISTORY, MAX_HISTORY_CHARACTERS = 3, 6000  # the scene and both sides once; longer chats are not cut, but left out
-MAX_SHORT_CHARACTERS = 480
+MAX_SHORT_CHARACTERS, MAX_SHORT_TOKENS = 360, 384
 ITEMS = {"train": 3588, "validation": 190, "test": 255}
-SHORT_ITEMS = {"train": 3241, "validation": 163, "test": 235}
+SHORT_ITEMS = {"train": 2628, "validation": 138, "test": 190}
 NAMES = {"system": "Scene", "user": "Other", "assistant": "Person"}
 
 
 class NextTurn:
-    """short: only chats of at most MAX_SHORT_CHARACTERS so far, for models that read bytes or little."""
+    """short: only chats of at most MAX_SHORT_CHARACTERS so far, and more tokens for a reply, for models of bytes."""
 
     def __init__(self, short: bool = False) -> None:
         self.most = MAX_SHORT_CHARACTERS if short else MAX_HISTORY_CHARACTERS
+        self.max_tokens = MAX_SHORT_TOKENS if short else MAX_TOKENS
         self.spec = TaskSpec(
             id="next_turn_short" if short else "next_turn",
             axis="CONV",
@@ -54,7 +55,7 @@ class NextTurn:
         ]
 
     def episode(self, sample: Sample) -> Episode:
-        return single_turn(sample.fields["messages"], MAX_TOKENS, lambda text: self._examine(sample, text))
+        return single_turn(sample.fields["messages"], self.max_tokens, lambda text: self._examine(sample, text))
 
     def _examine(self, sample: Sample, text: str) -> Outcome:
         turns = (*(Turn(NAMES[m.role], m.content) for m in sample.fields["messages"]), Turn(POLICY, text))
