@@ -1,7 +1,7 @@
 """Calibration of a judge: temperature and per-label bias fitted on labelled items, with its error before and after.
 
-    report = fit(log_mass_NL, answer_N, bias=True)        # NLL, L-BFGS
-    save(path, judge.identity, {"next_turn": {"fits": report.calibration}})
+    reports = fit_judge(judge, rubric, items, answers, bias=True)      # dimension -> report; NLL, L-BFGS
+    save(path, judge.identity, {rubric.id: {name: report.calibration for name, report in reports.items()}})
 
 Temperature scaling: Guo et al. 2017 (arXiv 1706.04599); with a bias per label it is their vector scaling with one
 common slope. A calibration belongs to one judge: `load` refuses another one's.
@@ -11,13 +11,14 @@ Shape suffixes: N items, L labels.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from osim_core.corpus.durable import write_durably
+from osim_core.judge.rubric import LOGPROB, Judge, JudgeItem, Rubric
 
 BINS = 10
 
@@ -90,6 +91,39 @@ def fit(log_mass_NL: torch.Tensor, answer_N: torch.Tensor, *, bias: bool = False
         ece_before=expected_calibration_error(before_NL, answer_N),
         ece_after=expected_calibration_error(after_NL, answer_N),
     )
+
+
+def fit_judge(
+    judge: Judge,
+    rubric: Rubric,
+    items: Sequence[JudgeItem],
+    answers: Mapping[str, Sequence[str]],
+    *,
+    bias: bool = False,
+) -> dict[str, CalibrationReport]:
+    """The calibration of a judge that has none yet, on labelled items of one rubric.
+
+    answers  dimension -> the right label of each item; dimensions that are not named stay as they are
+
+    Items that the judge gives no label probabilities for are left out; a report counts those that were used. Raises
+    ValueError as `fit`, and for an answer that is no label.
+    """
+    verdicts = judge.score(items)
+    reports = {}
+    for dimension in rubric.dimensions:
+        if dimension.name not in answers:
+            continue
+        if unknown := set(answers[dimension.name]) - set(dimension.labels):
+            raise ValueError(f"calibration of {dimension.name!r}: {sorted(unknown)} are none of its labels")
+        rows, right = [], []
+        for verdict, answer in zip(verdicts, answers[dimension.name], strict=True):
+            figures = verdict.details.get(dimension.name, {})
+            if all(LOGPROB + label in figures for label in dimension.labels):
+                rows.append([figures[LOGPROB + label] for label in dimension.labels])
+                right.append(dimension.labels.index(answer))
+        log_mass_NL = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(dimension.labels))
+        reports[dimension.name] = fit(log_mass_NL, torch.tensor(right, dtype=torch.int64), bias=bias)
+    return reports
 
 
 def expected_calibration_error(logprob_NL: torch.Tensor, answer_N: torch.Tensor) -> float:

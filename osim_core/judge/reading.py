@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from osim_core.judge.calibrate import Calibration
-from osim_core.judge.rubric import Dimension, Rubric, Verdict, compose
+from osim_core.judge.rubric import LOGPROB, Dimension, Rubric, Verdict, compose
 from osim_core.missing import Missing, Value
 from osim_kernels.judge_score import swapped_verdict
 
@@ -80,8 +80,14 @@ def verdict(rubric: Rubric, orders: Sequence[Mapping[str, Reading | Missing]]) -
         else:
             (reading,) = readings
             values[dimension.name] = dimension.normalise(reading.score)
-            details[dimension.name] = {"score": reading.score, **reading.figures}
+            details[dimension.name] = {"score": reading.score, **reading.figures, **_logprobs(dimension, reading)}
     return Verdict(values=values, score=compose(rubric, values), details=details)
+
+
+def _logprobs(dimension: Dimension, reading: Reading) -> dict[str, float]:
+    """The label log-probs as figures of a verdict: what calibrate.py fits on."""
+    labels = zip(dimension.labels, reading.logprobs or (), strict=False)  # none where a word was given
+    return {f"{LOGPROB}{label}": logprob for label, logprob in labels}
 
 
 def _pair(given_: Reading, swapped: Reading) -> tuple[float, dict[str, float]]:

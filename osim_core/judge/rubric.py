@@ -25,6 +25,7 @@ SCALES: dict[str, dict[str, float]] = {  # answer word -> its value
     "low-medium-high": {"low": 0.0, "medium": 0.5, "high": 1.0},
     "A-D": {"A": 1.0, "B": 2 / 3, "C": 1 / 3, "D": 0.0},
 }
+LOGPROB = "logp/"  # and a label: the name of its log-probability in a verdict's details
 PAIR = ("A", "B")  # how the two replies of a pairwise rubric are called, and its answer words
 
 
@@ -135,7 +136,8 @@ class Verdict:
     values   dimension -> Value in [0, 1]
     score    mean of the present values by the dimensions' weights, in [0, 1]; Missing if none of them is present
     details  dimension -> figures: `score` in the units of the rubric, and where the judge gives label probabilities
-             `entropy` (nats), `margin`, `mass`; for a pair `order_bias` (log-odds for the first place)
+             `entropy` (nats), `margin`, `mass` and `logp/<label>`; for a pair `order_bias`, in log-odds for the first
+             place
     """
 
     values: Mapping[str, Value]

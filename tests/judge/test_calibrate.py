@@ -5,7 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from osim_core.judge.calibrate import Calibration, calibrated, expected_calibration_error, fit, load, save
+from osim_core.judge.calibrate import (
+    Calibration,
+    calibrated,
+    expected_calibration_error,
+    fit,
+    fit_judge,
+    load,
+    save,
+)
+from osim_core.judge.reading import read, verdict
+from osim_core.judge.rubric import JudgeItem, load_rubric
+from osim_core.missing import Missing
 
 
 def drawn(items: int, temperature: float, bias=(0.0, 0.0, 0.0)) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,3 +77,35 @@ def test_a_file_belongs_to_one_judge(tmp_path):
     with pytest.raises(ValueError, match=f"{path}: not a readable calibration"):
         load(path, "judge A")
     assert dataclasses.asdict(Calibration()) == {"temperature": 1.0, "bias": None}
+
+
+class Known:
+    """A judge with these label log-probs for "fits" of each item, None for one that it cannot judge."""
+
+    name, identity = "known", "known 1"
+
+    def __init__(self, logprobs) -> None:
+        self.logprobs = logprobs
+
+    def score(self, items):
+        dimension = load_rubric("next_turn").dimensions[1]
+        rubric = dataclasses.replace(load_rubric("next_turn"), dimensions=(dimension,))
+        return [
+            verdict(rubric, [{"fits": read(dimension, row, Calibration(), 0.0) if row else Missing("timeout")}])
+            for row in self.logprobs
+        ]
+
+
+def test_a_judge_is_calibrated_on_what_it_could_judge():
+    log_mass_NL, answer_N = drawn(2000, 2.0, (0.0, 0.0, -1e9))
+    log_mass_NL = log_mass_NL[:, :2].log_softmax(dim=1)
+    rubric = load_rubric("next_turn")
+    items = [JudgeItem(id=str(i), rubric="next_turn", context="c", reply="r") for i in range(2001)]
+    judge = Known([None, *log_mass_NL.tolist()])
+    labels = ["yes", *(("yes", "no")[answer] for answer in answer_N.tolist())]
+    reports = fit_judge(judge, rubric, items, {"fits": labels})
+    assert list(reports) == ["fits"] and reports["fits"].items == 2000
+    assert reports["fits"].calibration == fit(log_mass_NL, answer_N).calibration
+    assert reports["fits"].calibration.temperature == pytest.approx(2.0, rel=0.2)
+    with pytest.raises(ValueError, match=r"calibration of 'fits': .'perhaps'. are none of its labels"):
+        fit_judge(judge, rubric, items, {"fits": ["perhaps"] * 2001})

@@ -93,7 +93,7 @@ BAD = {
         (200, b"short", {"Content-Length": "100", "Connection": "close"}),
         (200, b"this is not gzip", {"Content-Encoding": "gzip"}),
     ],
-    "timeout": [2.5],
+    "timeout": [5.0],
 }
 
 
@@ -104,12 +104,14 @@ BAD = {
 )
 def test_what_is_no_answer_is_missing_with_its_reason(serve, reason, answer):
     server = serve(lambda body, n: answer if number(body) == 1 else completion(GOOD))
-    asked = judge(server, Patience(pause_s=0.001, timeout_s=1.5, hedge_s=None, tries=2, deadline_s=60))
+    silent = reason == "timeout"
+    patience = Patience(pause_s=0.001, timeout_s=4 if silent else 30, hedge_s=None, tries=1 if silent else 2)
+    asked = judge(server, patience)
     good, bad, last = asked.score(items(3))
     assert good.score == last.score == pytest.approx(0.625)
     assert isinstance(bad.score, Missing) and bad.score.reason == reason
     assert all(isinstance(value, Missing) for value in bad.values.values())
-    assert asked.transport.traffic.failures == {reason: 1 if reason == "refused" else 2}
+    assert asked.transport.traffic.failures == {reason: 1 if reason == "refused" else patience.tries}
 
 
 def test_a_word_that_is_no_label_is_missing_in_its_dimension_alone(serve):
@@ -146,14 +148,14 @@ def test_a_wrong_address_model_or_key_ends_the_step_at_once(serve, status):
 def test_a_slow_request_gets_a_twin_and_the_first_answer_counts(serve):
     def script(body, n):
         if number(body) == 2 and n == 1:
-            time.sleep(3)
+            time.sleep(6)
         return completion({**GOOD, "human_likeness": str(n)})
 
     server = serve(script)
-    asked = judge(server, Patience(hedge_s=0.3, timeout_s=5, deadline_s=20))
+    asked = judge(server, Patience(hedge_s=1.0, timeout_s=10, deadline_s=20))
     start = time.monotonic()
     verdicts = asked.score(items(4))
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 5.5
     assert [v.details["human_likeness"]["score"] for v in verdicts] == [1, 1, 2, 1]
     traffic = asked.transport.traffic
     assert (traffic.hedges, traffic.hedges_won, traffic.requests, traffic.retries) == (1, 1, 5, 0)
@@ -161,10 +163,10 @@ def test_a_slow_request_gets_a_twin_and_the_first_answer_counts(serve):
 
 def test_the_deadline_holds_and_what_came_before_it_counts(serve):
     server = serve(lambda body, n: 30.0 if number(body) % 2 else completion(GOOD))
-    asked = judge(server, Patience(hedge_s=None, timeout_s=60, deadline_s=1.0))
+    asked = judge(server, Patience(hedge_s=None, timeout_s=60, deadline_s=2.0))
     start = time.monotonic()
     verdicts = asked.score(items(6))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 8
     assert [isinstance(v.score, Missing) and v.score.reason for v in verdicts] == [False, transport.DEADLINE] * 3
     assert asked.transport.traffic.failures == {transport.DEADLINE: 3}
 
@@ -300,7 +302,7 @@ def test_a_pair_in_words_is_agreement_or_half(serve, first, second, value):
 
 def test_thirty_percent_of_faults_lose_nothing_and_count_right(serve):
     """429, 500, silence, garbage and dropped connections on 30 % of the first attempts, and always on some items."""
-    faults = [(429, b"", {}), (500, b"", {}), b"garbage", None, 3.0]
+    faults = [(429, b"", {}), (500, b"", {}), b"garbage", None, 5.0]
     reasons = ["rate limited", "server error", "malformed answer", "connection", "timeout"]
     hopeless = {7: 1, 40: 2}  # item -> its fault, every time
 
@@ -313,7 +315,7 @@ def test_thirty_percent_of_faults_lose_nothing_and_count_right(serve):
             return faults[fault_of(i)]
         return completion({**GOOD, "human_likeness": str(i % 10 + 1)})
 
-    patience = Patience(pause_s=0.01, timeout_s=2.0, hedge_s=None, tries=3, concurrency=32)
+    patience = Patience(pause_s=0.01, timeout_s=4.0, hedge_s=None, tries=3, concurrency=32)
     asked = judge(serve(script), patience)
     counted = CountedJudge(asked, MissingLimit(share=0.3))
     verdicts = counted.score(items(100))
