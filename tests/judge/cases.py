@@ -40,7 +40,7 @@ def some_items() -> list[JudgeItem]:
     return single[:7] + pairs + single[7:]
 
 
-def tiny_judge(folder: Path) -> Path:
+def tiny_judge(folder: Path, context: int = 1536) -> Path:
     """A random Qwen3 with a byte-level tokenizer, as a Hugging Face folder: its labels have many tokens."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -54,7 +54,7 @@ def tiny_judge(folder: Path) -> Path:
         num_key_value_heads=2,
         head_dim=64,
         tie_word_embeddings=False,
-        max_position_embeddings=1536,
+        max_position_embeddings=context,
     )
     torch.manual_seed(5)
     model = Qwen3ForCausalLM(config).float()

@@ -56,8 +56,8 @@ class FaultyProxy:
 @pytest.mark.slow
 def test_a_failing_vllm_server_loses_no_item_and_fakes_no_score(tmp_path):
     rubric = load_rubric("next_turn")
-    folder = tiny_judge(tmp_path / "model")
-    with vllm_server(folder, tmp_path / "vllm.log") as url:
+    folder = tiny_judge(tmp_path / "model", context=4096)
+    with vllm_server(folder, tmp_path / "vllm.log", context=4096) as url:
         calm = Patience(timeout_s=300, hedge_s=None, deadline_s=600, concurrency=16)
         truth = HttpJudge("alone", url, "judge", [rubric], calm).score(ITEMS)
         assert not any(isinstance(verdict.score, Missing) for verdict in truth)

@@ -25,7 +25,8 @@ def vllm_server(folder: Path, log: Path, *, context: int = 2048, threads: int = 
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "judge"),
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", str(context), "--max-num-seqs", "16"),
-        *("--structured-outputs-config", '{"disable_any_whitespace": true}', "--disable-uvicorn-access-log"),
+        *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+        "--disable-uvicorn-access-log",
     ]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
