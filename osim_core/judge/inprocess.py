@@ -177,11 +177,17 @@ class InProcessJudge:
             for place, member in enumerate(row.members):
                 readings[fitting[member]] = _readings_of(rubric, labels, scores, place)
             self.tokens += row.tokens
-        self.tokens_unshared += sum(len(part) for i in fitting for path in paths[i] for part in path)
+            self.tokens_unshared += sum(
+                len(part)
+                for member in row.members
+                for (_, prefix), path in zip(labels.contexts, paths[fitting[member]], strict=True)
+                for part in path
+                if not prefix
+            )
         return readings
 
     def _scores(self, row: TreeRow, labels: scoring.JudgeLabels) -> dict[str, list]:
-        """The figures of a row's calls as lists: one wait for the device a row."""
+        """The figures of a row's calls, on the host."""
         batch = row.batch.to(self.device)
         scores = self._chunk(
             batch.tokens_T[None],

@@ -230,6 +230,9 @@ def test_the_cache_repeats_a_step_without_a_server_and_keeps_only_answers(serve,
     other = HttpJudge("t", server.url, "other model", [NEXT], patience, cache=with_cache.transport.cache)
     other.score(items(1))
     assert len(server.bodies) == before + 2
+    elsewhere = serve(lambda body, n: completion(GOOD))
+    judge(elsewhere, patience, cache=with_cache.transport.cache).score(items(1))
+    assert len(elsewhere.bodies) == 1
     (tmp_path / "bad").write_bytes(b"no database, " * 99)
     with pytest.raises(ValueError, match=r"judge cache .*bad: "):
         AnswerCache(tmp_path / "bad")

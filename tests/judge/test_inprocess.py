@@ -70,7 +70,7 @@ def test_equals_the_whole_softmax_of_every_prompt_alone(verdicts, folder):
     found, (tokens, unshared) = verdicts
     some = [0, 1, 4, 7, 8]
     assert_true([found[i] for i in some], folder, [ITEMS[i] for i in some], 1e-5)
-    assert unshared > 3 * tokens
+    assert unshared > 2 * tokens
     scores = [verdict.score for verdict in found]
     assert len(set(scores)) > len(scores) - 2  # the tiny judge is not the same for everything
 
