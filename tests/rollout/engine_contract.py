@@ -13,8 +13,9 @@ from osim_core.rollout.checksum import checksum
 from osim_core.rollout.engine import Completion, Engine, Sampling
 from osim_core.rollout.ledger import TOO_LONG
 
-CONTEXT = 64
-PROMPTS = ([*range(5, 25)], [40, 41, 7, 9, 9, 3, 200], [3])
+CONTEXT = 320
+LONG = [(7 * n) % 250 for n in range(270)]  # two of vLLM's blocks of 128, so the prefix cache serves it
+PROMPTS = ([*range(5, 25)], [40, 41, 7, 9, 9, 3, 200], [3], LONG)
 
 
 def reference(model: ModelConfig, folder: Path) -> Qwen3ForCausalLM:
@@ -79,7 +80,7 @@ def frequencies_are_the_models(engine: Engine, truth: Qwen3ForCausalLM) -> None:
 
 def seeds_alone_decide(engine: Engine) -> None:
     """The same seed in another company gives the same tokens; another seed gives others."""
-    wanted = [Sampling(max_tokens=12, seed=n) for n in range(3)]
+    wanted = [Sampling(max_tokens=12, seed=n) for n in range(len(PROMPTS))]
     together = engine.generate(PROMPTS, wanted)
     for prompt, one, done in zip(PROMPTS, wanted, together, strict=True):
         (alone,) = engine.generate([prompt], [one])

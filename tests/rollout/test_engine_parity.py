@@ -3,11 +3,19 @@
 One vLLM process serves the whole file, on rank 0 of a group of two; it is pushed to by TP=1 and TP=2 and with adapters.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from osim_core.config import LayoutConfig, LoraConfig
 from osim_core.missing import Missing
+from osim_core.model.packaged import unpack_smollm2
+from osim_core.rollout.checksum import checksum
+from osim_core.rollout.engine import Sampling
+from osim_core.rollout.engines.hf_engine import HfEngine
+from osim_core.rollout.engines.snapshot import read_snapshot
+from osim_core.rollout.engines.vllm_engine import EngineOptions, VllmEngine
 from tests.rollout.push_cases import PROMPTS, parity, tiny
 
 TP2 = LayoutConfig(tensor=2, sequence_parallel=True)
@@ -46,3 +54,25 @@ def test_logprobs_agree_before_and_after_pushes_from_tp1_tp2_and_adapters(worker
 @pytest.mark.slow
 def test_logprobs_agree_with_tied_embeddings(workers, tmp_path):
     check(workers, tmp_path, True, STAGES)
+
+
+@pytest.mark.slow
+def test_smollm2_serves_in_both_engines_before_and_after_a_push():
+    folder = unpack_smollm2(Path("data"))
+    hf, vllm = HfEngine(folder, context=128), VllmEngine(folder, EngineOptions(context=128, max_sequences=4))
+    wanted = [Sampling(max_tokens=32, seed=n) for n in range(len(PROMPTS))]
+    try:
+        for version in (0, 1):
+            if version:
+                weights = {name: tensor * 1.02 for name, tensor in read_snapshot(folder)}
+                for engine in (hf, vllm):
+                    engine.push(version, weights.items(), checksum(weights.items()))
+            completions = vllm.generate(PROMPTS, wanted)
+            sequences = [[*prompt, *one.tokens] for prompt, one in zip(PROMPTS, completions, strict=True)]
+            by_hf = hf.score(sequences)
+            replies = [row[len(prompt) - 1 :] for row, prompt in zip(by_hf, PROMPTS, strict=True)]
+            assert {one.version for one in completions} == {version}
+            assert largest_difference([one.logprobs for one in completions], replies) < 1e-3
+            assert largest_difference(vllm.score(sequences), by_hf) < 1e-3
+    finally:
+        vllm.close()

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_what_kills_two_engines_in_a_row_is_missing_and_the_next_call_is_served(folder, served):
-    engine = VllmEngine(folder, EngineOptions(context=64, max_restarts=3))
+    engine = VllmEngine(folder, replace(OPTIONS, max_restarts=3))
     try:
         start = engine._start
 
@@ -139,7 +140,7 @@ def test_what_kills_two_engines_in_a_row_is_missing_and_the_next_call_is_served(
         os.kill(engine.pid, signal.SIGKILL)
         lost = engine.generate(contract.PROMPTS, GREEDY)
         engine._start = start
-        assert [(type(x), x.reason) for x in lost] == [(Missing, DIED)] * 3 and engine.deaths == 2
+        assert [(type(x), x.reason) for x in lost] == [(Missing, DIED)] * len(lost) and engine.deaths == 2
         assert len(engine.generate(contract.PROMPTS, GREEDY)[0].tokens) == 8
     finally:
         engine.close()

@@ -16,7 +16,7 @@ import inspect, dataclasses
 from vllm import LLM, SamplingParams
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInfo, IPCWeightTransferUpdateInfo
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from osim_core.rollout.engine import Sampling
 from osim_core.rollout.engines.vllm_engine import EngineOptions
 from osim_core.rollout.engines.vllm_worker import arguments, sampling_params
@@ -27,7 +27,7 @@ def fits(function, *args, **kwargs):
 # on CPUs and GPUs
 fits(LLM.generate, None, [{}], [None], use_tqdm=False)
 fits(LLM.collective_rpc, None, "reload_weights", kwargs={})
-fits(Worker.reload_weights, None, weights_path="folder")
+fits(GPUModelRunner.reload_weights, None, weights_path="folder")
 fits(LLM.apply_model, None, print)
 fits(LLM.reset_prefix_cache, None)
 fits(LLM.update_weight_version, None, "3")

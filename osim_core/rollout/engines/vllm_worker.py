@@ -148,6 +148,7 @@ class Server:
             }
             self.llm.update_weights({"update_info": info})
         self.llm.finish_weight_update(weight_version=str(version))
+        torch.cuda.empty_cache()
 
     def sleep(self) -> None:
         """Give the GPU's memory back: weights and keys are dropped. Without a GPU there is nothing to give."""
