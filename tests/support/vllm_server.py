@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.workers import free_port
 
-PATIENCE = 300  # seconds; a minute on a calm machine, mostly imports
+PATIENCE = 600  # seconds; a minute on a calm machine, mostly imports
 
 
 @contextlib.contextmanager
