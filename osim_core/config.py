@@ -243,6 +243,8 @@ class RewardConfig:
 
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     held_out_judge: JudgeConfig = field(default_factory=JudgeConfig)  # of another family; watches, never trains
+    similarity: float = 0.0  # weight, beside the task's score of 1, of likeness in meaning to the real reply (MiniLM)
+    turing: float = 0.0  # likewise, of the judge not telling the reply from the real one
     detectors: Literal["off", "audit", "train"] = "audit"  # train: a flag multiplies the reward by `penalty`
     penalty: float = 0.0
     without: tuple[str, ...] = ()  # detectors that do not suit the tasks

@@ -246,7 +246,7 @@ def rl_tiny_cpu() -> RLConfig:
         layout=LayoutConfig(),
         optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=5, weight_decay=0.0),
         train=TrainConfig(
-            steps=80, global_batch_rows=1, precision="fp32", evaluate_every=20, evaluate_rows=128, progress_every=5
+            steps=40, global_batch_rows=1, precision="fp32", evaluate_every=20, evaluate_rows=128, progress_every=5
         ),
         checkpoint=CheckpointConfig(save_every=20),
     )

@@ -28,6 +28,7 @@ from osim_core.observe.rl_metrics import reward_metrics, sample_metrics, update_
 from osim_core.observe.run_dir import RunDirectory, is_rank_zero
 from osim_core.reward.alarms import alarms
 from osim_core.reward.likelihood import likelihood_reward, packed_references, reference_logprobs
+from osim_core.reward.scorer import last_reply
 from osim_core.rollout.actor import Actor, Played
 from osim_core.rollout.ahead import Ahead
 from osim_core.rollout.engine import Engine
@@ -38,7 +39,7 @@ from osim_core.rollout.ledger import Ledger
 from osim_core.rollout.push import push
 from osim_core.rollout.runner import Trajectory
 from osim_core.rollout.transcripts import write_transcripts
-from osim_core.soul.episode import POLICY, Sample, Task
+from osim_core.soul.episode import Sample, Task
 from osim_core.soul.style import closeness, count_words
 from osim_core.update.learner import Learner, StepResult
 
@@ -214,10 +215,10 @@ def named(name: str, value: Value) -> dict[str, float]:
 
 def length_ratio(trajectory: Trajectory) -> Value:
     """How close the policy's last reply is to the real one in words: in (0, 1], 1 where they are as long."""
-    replies = [turn.text for turn in trajectory.outcome.turns if turn.speaker == POLICY]
-    if not replies or trajectory.sample.reference is None:
+    reply = last_reply(trajectory)
+    if reply is None or trajectory.sample.reference is None:
         return Missing("no reference")
-    return closeness(count_words(replies[-1]), count_words(trajectory.sample.reference))
+    return closeness(count_words(reply), count_words(trajectory.sample.reference))
 
 
 def held_out_samples(tasks: dict[str, Task], count: int) -> list[tuple[Task, Sample]]:

@@ -56,19 +56,19 @@ def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirect
             )
             partner = EngineSpeaker(engine, renderer, context=config.rollout.context)
             roles = {role for task in tasks.values() for role in task.spec.roles}
+            wanted = config.reward
+            judged = any(task.spec.judged for task in tasks.values())
+            watching = wanted.detectors != "off" and judged
+            encoder = SentenceEncoder() if watching or wanted.similarity else None
             panel = None
-            if config.reward.detectors != "off" and any(task.spec.judged for task in tasks.values()):
-                panel = standard_panel(
-                    SentenceEncoder(),
-                    mode=config.reward.detectors,
-                    penalty=config.reward.penalty,
-                    without=config.reward.without,
-                )
+            if watching:
+                panel = standard_panel(encoder, mode=wanted.detectors, penalty=wanted.penalty, without=wanted.without)
+            scorer = Scorer(judge, held_out, panel, encoder, wanted.similarity, wanted.turing)
             share = (parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
             actor = Actor(
                 Prompts(tasks, shares, config.train.seed),
                 {"policy": speaker, **dict.fromkeys(roles, partner)},
-                Scorer(judge, held_out, panel),
+                scorer,
                 config.rollout,
                 config.train.seed,
                 share,
