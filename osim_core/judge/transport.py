@@ -126,8 +126,10 @@ class Transport:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-            for task in done:
-                task.result()  # raises what ends the step
+            if failed := [
+                error for task in done if (error := task.exception())
+            ]:  # all of them looked at, or asyncio logs
+                raise failed[0]
         if late:
             self.traffic.failures[DEADLINE] += len(late)
         detail = f"no answer within {self.patience.deadline_s} s"
