@@ -126,9 +126,8 @@ class Transport:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-            if failed := [
-                error for task in done if (error := task.exception())
-            ]:  # all of them looked at, or asyncio logs
+            failed = [error for task in done if (error := task.exception())]  # asyncio logs those nobody looks at
+            if failed:
                 raise failed[0]
         if late:
             self.traffic.failures[DEADLINE] += len(late)
