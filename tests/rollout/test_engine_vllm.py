@@ -6,10 +6,14 @@ has the untied one.
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -144,6 +148,37 @@ def test_what_kills_two_engines_in_a_row_is_missing_and_the_next_call_is_served(
         assert len(engine.generate(contract.PROMPTS, GREEDY)[0].tokens) == 8
     finally:
         engine.close()
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from osim_core.rollout.engines.vllm_engine import EngineOptions, VllmEngine
+engine = VllmEngine(Path(sys.argv[1]), EngineOptions(context=64))
+print(engine.pid, engine.scratch, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_of_a_killed_trainer_the_engine_removes_the_snapshots_and_ends(folder, served):
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, folder], stdout=subprocess.PIPE, text=True)
+    pid, scratch = trainer.stdout.readline().split()
+    assert Path(scratch).is_dir() and psutil.pid_exists(int(pid))
+    trainer.kill()
+    trainer.wait()
+    deadline = time.monotonic() + 60
+    while Path(scratch).exists() or _runs(int(pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process goes on; one that nobody has reaped yet does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ class VllmEngine:
                 stderr=log,
                 start_new_session=True,  # a group of its own, that ends with it
             )
-        self._exchange((str(self.folder), self.version, self.options))
+        self._exchange((str(self.scratch), str(self.folder), self.version, self.options))
         if self._asleep:
             self._exchange(("sleep", ()))
 

@@ -9,6 +9,7 @@ signatures of the installed package. What only a GPU can run is marked so.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -186,12 +187,14 @@ def batches(folder: Path, limit: int = TRANSFER_BYTES) -> Iterator[list[tuple[st
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    server = Server(*connection.recv())
+    scratch, *start = connection.recv()
+    server = Server(*start)
     connection.send(os.getpid())
     while True:
         try:
             method, values = connection.recv()
-        except EOFError:  # the trainer is gone
+        except EOFError:  # the trainer was killed: nobody else would remove its snapshots
+            shutil.rmtree(scratch)
             return
         try:
             answer = (True, getattr(server, method)(*values))
