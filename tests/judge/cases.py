@@ -40,8 +40,9 @@ def some_items() -> list[JudgeItem]:
     return single[:7] + pairs + single[7:]
 
 
-def tiny_judge(folder: Path, context: int = 1536) -> Path:
-    """A random Qwen3 with a byte-level tokenizer, as a Hugging Face folder: its labels have many tokens."""
+def tiny_judge(folder: Path, context: int = 1536, sharpness: float = 1.0) -> Path:
+    """A random Qwen3 with a byte-level tokenizer, as a Hugging Face folder: its labels have many tokens. With more
+    sharpness it attends to few tokens, and its likeliest words differ from prompt to prompt."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizers.train([CHAT], folder, vocab_size=300)
@@ -61,6 +62,8 @@ def tiny_judge(folder: Path, context: int = 1536) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.15) if parameter.dim() > 1 else parameter.normal_(1, 0.1)
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight *= sharpness
     model.save_pretrained(folder)
     return folder
 

@@ -56,7 +56,7 @@ class FaultyProxy:
 @pytest.mark.slow
 def test_a_failing_vllm_server_loses_no_item_and_fakes_no_score(tmp_path):
     rubric = load_rubric("next_turn")
-    folder = tiny_judge(tmp_path / "model", context=4096)
+    folder = tiny_judge(tmp_path / "model", context=4096, sharpness=4.0)
     with vllm_server(folder, tmp_path / "vllm.log", context=4096) as url:
         calm = Patience(timeout_s=300, hedge_s=None, deadline_s=600, concurrency=16)
         truth = HttpJudge("alone", url, "judge", [rubric], calm).score(ITEMS)
