@@ -32,7 +32,7 @@ def start(place: Path, name: str, *options: str) -> subprocess.Popen:
     command = [
         *(sys.executable, str(ROOT / "recipes" / "rl.py"), "rl-tiny-cpu", "--start", str(place / "start")),
         *("--runs", str(place / name), "--rollout.engine", "transformers", "--rollout.prompts", "2"),
-        *("--rollout.replies", "4", "--rollout.context", "192", "--sequence-length", "512"),
+        *("--rollout.replies", "4", "--rollout.context", "320", "--sequence-length", "512"),
         *("--train.steps", str(STEPS), "--train.evaluate-every", "3", "--train.evaluate-rows", "3"),
         *("--checkpoint.save-every", str(SAVE_EVERY), *options),
     ]
@@ -91,7 +91,20 @@ def test_rollouts_run_ahead_with_older_weights_and_say_so(place):
 
 
 def test_feedback_and_adapters_and_a_reference_train_together(place):
-    options = ("--feedback", "True", "--kl", "0.05", "--lora.rank", "4", "--lora.alpha", "8", "--updates", "2")
+    options = (
+        "--feedback",
+        "True",
+        "--rollout.context",
+        "480",
+        "--kl",
+        "0.05",
+        "--lora.rank",
+        "4",
+        "--lora.alpha",
+        "8",
+        "--updates",
+        "2",
+    )
     run = finish(place, "feedback", *options, "--train.steps", "2", "--algorithm", "grpo")
     steps = [row for row in read_metrics(run / "metrics.jsonl") if "rl/groups" in row]
     assert all(row["rl/groups"] > 2 for row in steps), "refined replies are groups of their own as well"
