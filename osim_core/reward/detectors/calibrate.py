@@ -27,15 +27,15 @@ from osim_core.reward.detectors.standard import CALIBRATION, standard_detectors
 from osim_core.reward.similarity import SentenceEncoder
 
 RATES = {  # of human replies at or above the threshold, at most; they sum to less than 1 %
-    "judge_address": 0.0009,
-    "self_praise": 0.0009,
+    "judge_address": 0.0013,
+    "self_praise": 0.0008,
     "offscreen": 0.0011,
-    "assistant_register": 0.0014,
+    "assistant_register": 0.002,
     "hedging": 0.0011,
     "rubric_recital": 0.0004,
     "copying": 0.0005,
     "repetition": 0.0007,
-    "length": 0.0015,
+    "length": 0.0013,
     "formatting": 0.0003,
     "collapse": 0.0002,
 }
