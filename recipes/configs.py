@@ -241,12 +241,13 @@ def rl_tiny_cpu() -> RLConfig:
         start="runs/midtrain/latest",
         tasks=("style",),
         algorithm="dapo",
+        kl=0.1,  # without it, real replies become unlikely while the reward rises
         sequence_length=1024,
         rollout=RolloutConfig(prompts=16, replies=8, context=256),
         layout=LayoutConfig(),
         optimizer=OptimizerConfig(learning_rate=3e-4, schedule="constant", warmup_steps=5, weight_decay=0.0),
         train=TrainConfig(
-            steps=40, global_batch_rows=1, precision="fp32", evaluate_every=20, evaluate_rows=128, progress_every=5
+            steps=40, global_batch_rows=1, precision="fp32", evaluate_every=10, evaluate_rows=128, progress_every=5
         ),
         checkpoint=CheckpointConfig(save_every=20),
     )

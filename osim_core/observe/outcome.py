@@ -54,7 +54,7 @@ def rl_outcome(run: RunDirectory) -> dict[str, Any]:
         "val/reward/best": best["val/reward"],
         "val/reward/best_step": best["step"],
         "rl/mismatch/largest": max((row.get("rl/mismatch", 0.0) for row in steps), default=0.0),
-        "rl/alarms": sum(row.get("rl/alarms", 0) for row in steps),
+        "alarms": sum(row.get("rl/alarms", 0) + row.get("val/alarms", 0) for row in rows),
         "skipped_updates": sum(row["train/skipped"] for row in steps),
         "outcome": {"held_out_reward_rose": last["val/reward"] > first["val/reward"]},
     }

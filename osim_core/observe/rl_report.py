@@ -48,7 +48,7 @@ def outcome_sentence(history: History) -> str:
         return f"{history.last_step:,} steps; no held-out reward measured."
     verb = "rose" if values[-1] > values[0] else "did not rise:"
     sentence = f"Held-out reward {verb} from {values[0]:.3f} to {values[-1]:.3f} in {history.last_step:,} steps"
-    if alarms := sum(history.values("rl/alarms")):
+    if alarms := sum(history.values("rl/alarms")) + sum(history.values("val/alarms")):
         return f"{sentence}, with {alarms:.0f} alarms."
     return f"{sentence}; no alarm."
 

@@ -26,7 +26,7 @@ from osim_core.model.lora import merged
 from osim_core.observe.metrics import read_metrics
 from osim_core.observe.rl_metrics import reward_metrics, sample_metrics, update_metrics
 from osim_core.observe.run_dir import RunDirectory, is_rank_zero
-from osim_core.reward.alarms import alarms
+from osim_core.reward.alarms import Alarm, alarms
 from osim_core.reward.likelihood import likelihood_reward, packed_references, reference_logprobs
 from osim_core.reward.scorer import last_reply
 from osim_core.rollout.actor import Actor, Played
@@ -46,6 +46,15 @@ from osim_core.update.learner import Learner, StepResult
 
 class RolloutError(ValueError):
     """Too much of a step is missing, or sampler and trainer disagree: going on would train on something else."""
+
+
+EVALUATIONS = 5  # that a trend over held-out samples takes
+HELD_OUT_ALARMS = {  # what alarms are raised on at evaluations, and what alarms.py calls it
+    "val/reward_raw": "rl/reward_raw",
+    "val/reward_held_out": "rl/reward_held_out",
+    "val/likelihood": "rl/likelihood",
+    "val/length_ratio": "rl/human_likeness",
+}
 
 
 class Crew:
@@ -69,7 +78,10 @@ class Crew:
         self.actor, self.engine, self.sleeper = actor, engine, sleeper
         self.seconds: dict[str, float] = {}
         self.held_out = held_out_samples(tasks, config.train.evaluate_rows)
-        self.series: dict[str, list[Value]] = _series(run) if is_rank_zero() else {}
+        self.series = _series(run, "rl/reward")
+        self.held_out_series = {
+            name: series for name, series in _series(run, "val/reward").items() if name in HELD_OUT_ALARMS
+        }
 
     # --- rolling out -----------------------------------------------------------------------------------------------
 
@@ -137,10 +149,8 @@ class Crew:
             )
         for name, value in values.items():
             self.series.setdefault(name, []).append(value)
-        found = alarms(self.series)
-        for alarm in found:
-            print(f"alarm: {alarm.message}", flush=True)
-        return {**values, "rl/alarms": len(found), **{f"perf/{name}_seconds": s for name, s in self.seconds.items()}}
+        alarmed = self._sound(alarms(self.series))
+        return {**values, "rl/alarms": alarmed, **{f"perf/{name}_seconds": s for name, s in self.seconds.items()}}
 
     def evaluate(self, learner: Learner, step: int) -> dict[str, float]:
         """Rewards of one reply to each held-out sample; how long the replies are beside the real ones, and how likely
@@ -154,7 +164,20 @@ class Crew:
         experience = exchange(mine)
         self._check(experience, f"held-out samples after step {step}")
         lengths = self._mean(ratios, dist.group.WORLD)
-        return {**reward_metrics(experience, "val"), **self._likelihood(learner), **named("val/length_ratio", lengths)}
+        values = reward_metrics(experience, "val") | self._likelihood(learner) | named("val/length_ratio", lengths)
+        for name in HELD_OUT_ALARMS:
+            self.held_out_series.setdefault(name, []).append(values.get(name, Missing("not measured")))
+        found = alarms(
+            {HELD_OUT_ALARMS[name]: series for name, series in self.held_out_series.items()}, window=EVALUATIONS
+        )
+        return values | {"val/alarms": self._sound(found)}
+
+    @staticmethod
+    def _sound(found: Sequence[Alarm]) -> int:
+        """Say each alarm; how many there are."""
+        for alarm in found if is_rank_zero() else ():
+            print(f"alarm: {alarm.message}", flush=True)
+        return len(found)
 
     def _likelihood(self, learner: Learner) -> dict[str, float]:
         """val/likelihood: mean over held-out samples of exp(mean log p per byte) of the real reply; {} without any."""
@@ -228,11 +251,8 @@ def held_out_samples(tasks: dict[str, Task], count: int) -> list[tuple[Task, Sam
     return turns[:count]
 
 
-def _series(run: RunDirectory) -> dict[str, list[Value]]:
-    """The curves so far, for the alarms of a run that goes on."""
-    found: dict[str, list[Value]] = {}
-    for row in read_metrics(run.metrics_file):
-        if "rl/reward" in row:
-            for name, value in row.items():
-                found.setdefault(name, []).append(value)
-    return found
+def _series(run: RunDirectory, present: str) -> dict[str, list[Value]]:
+    """The curves so far, of the lines that have `present`, for the alarms of a run that goes on."""
+    rows = [row for row in read_metrics(run.metrics_file) if present in row]
+    names = {name for row in rows for name in row}
+    return {name: [row.get(name, Missing("not measured")) for row in rows] for name in names}

@@ -120,7 +120,7 @@ def test_feedback_and_adapters_and_a_reference_train_together(place):
         (("--rollout.context", "1024"), "rollout.context 1024 exceeds sequence_length 512"),
         (("--start", "nowhere"), "nowhere: no such folder"),
         (("--reward.judge.backend", "http", "--reward.judge.model", "m"), "needs the server's address"),
-        (("--rollout.max-missing", "-1"), "episodes have no reward"),
+        (("--rollout.context", "128"), "3 of 3 episodes have no reward (too long; "),
     ],
 )
 def test_what_a_person_can_mend_is_one_line_and_exit_code_2(place, options, said):
