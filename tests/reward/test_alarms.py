@@ -1,5 +1,8 @@
 """Alarms on synthetic curves: what raises them, and that noise, outliers, plateaus and gaps do not."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -68,3 +71,16 @@ def test_collapse_against_the_runs_own_start(spread):
 def test_an_alarm_says_by_how_much():
     (alarm,) = alarms({"rl/reward_raw": RISING.tolist(), "rl/likelihood": FALLING.tolist()})
     assert "rose by 0.19 in 20 steps while rl/likelihood" in alarm.message and "fell by 0.19" in alarm.message
+
+
+def test_a_real_little_run():
+    """The reward rises from 0.45 to 0.6 and nothing is wrong; a witness that falls beside it would have been heard."""
+    curves = json.loads((Path(__file__).parent.parent / "fixtures" / "rl_curves.json").read_text())
+    curves.pop("run")
+    for steps in range(1, len(curves["rl/entropy"]) + 1):
+        assert alarms({name: values[:steps] for name, values in curves.items()}) == []
+    rising = curves["rl/reward_raw"][:18]
+    assert trend(rising, 20).rises()
+    falling = [1.0 - value for value in rising]
+    assert raised(reward_raw=rising, reward_held_out=falling) == [("judge overfit", "rl/reward_held_out")]
+    assert raised(reward_raw=rising, reward_held_out=rising) == []
