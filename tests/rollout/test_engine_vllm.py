@@ -122,6 +122,11 @@ def test_dead_too_often_it_stops_with_one_resumable_line(served):
         engine.generate(contract.PROMPTS, GREEDY)
 
 
+def test_a_context_beyond_the_models_positions_is_one_line(folder, served):
+    with pytest.raises(ValueError, match="context 1025 is longer than the 1024 positions"):
+        VllmEngine(folder, replace(OPTIONS, context=1025))
+
+
 def test_a_folder_without_a_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json"):
         VllmEngine(tmp_path, OPTIONS)

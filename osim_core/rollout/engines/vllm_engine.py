@@ -60,15 +60,18 @@ class VllmEngine:
     version  of the weights: `version` for those of the folder
     deaths   how often the process ended by itself
 
-    Raises ValueError where vLLM is not installed or the folder is not a model, and RuntimeError, with the end of its
-    log, where vLLM does not start.
+    Raises ValueError where vLLM is not installed, the folder is not a model or the context exceeds its positions, and
+    RuntimeError, with the end of its log, where vLLM does not start.
     """
 
     def __init__(self, folder: Path, options: EngineOptions, version: int = 0) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise ValueError("vLLM is not installed; requirements-rollout.txt says how (`make test` does it)")
         self.options, self.version, self.deaths = options, version, 0
-        self.shapes, self.vocab_size = tensor_shapes(folder), read_config(folder)["vocab_size"]
+        self.shapes, config = tensor_shapes(folder), read_config(folder)
+        self.vocab_size, positions = config["vocab_size"], config["max_position_embeddings"]
+        if options.context > positions:
+            raise ValueError(f"engine: context {options.context} is longer than the {positions} positions of {folder}")
         self.scratch = Path(tempfile.mkdtemp(prefix="osim-engine-", dir=options.scratch))
         self.folder = folder.resolve()
         self._process: subprocess.Popen | None = None
