@@ -116,6 +116,7 @@ def build(config: CorpusConfig, executor: Executor, threads: int, report: Report
 
     jobs = {name: FilterJob(told.file(name), config.filters) for name in chunks}
     kept = stages.run("filter", run_filters, jobs, filters=to_dict(config.filters))
+    filters = merge_filters(kept)
     rows = list(accumulate((part["records"] for part in kept.results), initial=0))  # of each chunk's first record
 
     order = source_order(config.dedup.priorities, sources)
@@ -169,10 +170,10 @@ def build(config: CorpusConfig, executor: Executor, threads: int, report: Report
         **describe(sources, merged["statistics"]),
         "tokenizer": vocabulary,
         "baselines": counted.results[0]["baselines"],
-        "notes": merge_notes(found, splits["sources"]),
+        "notes": merge_notes(found, told, splits["sources"]),
         "bad_rows": bad_rows,
         "contexts": contexts,
-        "filters": merge_filters(kept.results),
+        "filters": filters,
         "clusters": alike.results[0],
         **merge_clean(cleaned.results, items),
         "split": splits["sources"],

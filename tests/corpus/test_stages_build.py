@@ -19,6 +19,8 @@ from osim_core.corpus.executor import Local, Ray
 from osim_core.corpus.prepare import prepare
 from osim_core.corpus.shards import ShardSet
 from osim_core.corpus.stages import token_store
+from osim_core.corpus.stages.inputs import find_inputs
+from osim_core.corpus.stages.read import ReadJob, read
 from tests.corpus.planted import ITEMS, built, contents, plant, watched
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +109,14 @@ def test_bad_rows_are_named_with_file_row_and_reason(audit, manifest, corpus):
     assert len(lines) == 5 and all(line["file"] and line["reason"] for line in lines)
 
 
+def test_a_part_that_is_done_again_names_each_bad_row_once(tmp_path, config):
+    (desk,) = (item for item in find_inputs(config) if "a_helpdesk" in item.name)
+    for _ in range(2):  # as after a kill, when bad rows of the first attempt are on disk
+        counts = read(ReadJob(desk, config.chunk_bytes, config.roles), tmp_path, "part")
+    assert counts["bad"] == {"not JSON": 1, "not UTF-8": 1, "too large": 1, "unusable row": 1}
+    assert len((tmp_path / "part.quarantine.jsonl").read_text().splitlines()) == 4
+
+
 def test_more_bad_rows_than_declared_stop_the_build_in_one_line(config):
     with pytest.raises(ValueError, match=r"a_helpdesk\.jsonl: 6\.2% of it cannot be used.*row 31: not valid UTF-8"):
         built(config, max_bad_share=0.05)
@@ -124,6 +134,8 @@ def test_the_audit_says_what_is_in_the_shards(audit, corpus, manifest):
         stored = documents(corpus, split)
         told = {row["id"]: row for row in audit if row["split"] == split}
         assert set(stored) == set(told)
+        # the two sides of a dialogue say the same words in other roles, and are two documents
+        assert len({row["document"] for row in told.values()}) == len(told)
         assert all(len(stored[name].tokens) == row["tokens"] for name, row in told.items())
         counts = [by_split[split] for by_split in manifest["statistics"].values()]
         assert sum(c["documents"] for c in counts) == len(stored)
@@ -244,6 +256,11 @@ def test_a_filter_leaves_its_mark_in_report_and_audit(config):
     }
     seen = Counter(row["source"] for row in audit if row["reason"] == "length: too short")
     assert told == {source: {"too short": count} for source, count in seen.items()} and seen["street"] == 50
+
+
+def test_filters_that_leave_nothing_end_the_build(config):
+    with pytest.raises(ValueError, match=r"no conversation is left by the filters; .*dropped\.parquet says why"):
+        built(config, filters=FilterConfig(min_words=10_000))
 
 
 def test_statistics_of_the_plan_are_those_of_the_shards(corpus):

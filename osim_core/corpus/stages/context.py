@@ -39,24 +39,28 @@ class ContextJob:
 
 
 def give_contexts(job: ContextJob, folder: Path, name: str) -> Counts:
-    """Write the chunk's records with their sides. Counts: records, contexts (rows of ContextReport).
+    """Write the chunk's records with their sides. Counts: records, silent {source: records in which nobody who is to
+    be simulated speaks, left out}, contexts (rows of ContextReport).
 
     Raises ValueError where the writer cannot work: no such model, or a server that is down (finished batches stay).
     """
     report = ContextReport(job.config.prompt_price, job.config.completion_price)
     if job.store is not None:
         job.store.parent.mkdir(parents=True, exist_ok=True)
-    records = 0
+    records, silent = 0, Counter()
     with ContextStore(job.store) as store, DurableFile(folder / f"{name}.jsonl") as file:
         for some in read_batches(job.chunk):
             try:
                 for record in _with_sides(some, make_writer(job.config), store, report):
-                    file.write(to_line(record))
-                    records += 1
+                    if record.sides:
+                        file.write(to_line(record))
+                        records += 1
+                    else:
+                        silent[record.source] += 1
             except EndpointDown as error:
                 raise ValueError(str(error)) from error
         file.publish()
-    return {"records": records, "contexts": report.rows()}
+    return {"records": records, "silent": silent, "contexts": report.rows()}
 
 
 @cache
@@ -84,9 +88,7 @@ def _with_sides(
             continue
         speaking = {turn.speaker for turn in record.dialogue.turns}
         sides = islice(written, sum(speaker in speaking for speaker in record.dialogue.trained))
-        taken = tuple(Side(conversation, row.status) for conversation, row in sides)
-        if taken:
-            yield record.with_sides(taken)
+        yield record.with_sides(tuple(Side(conversation, row.status) for conversation, row in sides))
 
 
 def what_decides(config: ContextConfig) -> dict[str, Any]:

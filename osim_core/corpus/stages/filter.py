@@ -18,6 +18,7 @@ from osim_core.corpus.filters.personal import Scrub
 from osim_core.corpus.filters.shape import Balance, Length
 from osim_core.corpus.filters.toxicity import Toxicity
 from osim_core.corpus.stage import Counts
+from osim_core.corpus.stages.pipeline import Done
 from osim_core.corpus.stages.record import Record, Side, read_chunk, to_line
 from osim_core.corpus.stages.tables import TableWriter, audit_row
 
@@ -84,10 +85,12 @@ def _kept(record: Record, filters: list[Filter], report: _Remembering, dropped: 
             yield replace(side, conversation=conversation, labels={**side.labels, **labels})
 
 
-def merge_filters(results: list[Counts]) -> list[dict[str, Any]]:
-    """One row per source and filter: the sums of the parts' rows."""
+def merge_filters(done: Done) -> list[dict[str, Any]]:
+    """One row per source and filter: the sums of the parts' rows. Raises ValueError if they have left nothing."""
+    if not any(result["records"] for result in done.results):
+        raise ValueError(f"no conversation is left by the filters; {done.folder}/*.dropped.parquet says why")
     merged: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in (row for result in results for row in result["filters"]):
+    for row in (row for result in done.results for row in result["filters"]):
         key = row["source"], row["filter"]
         merged[key] = _both(merged[key], row) if key in merged else row
     return list(merged.values())

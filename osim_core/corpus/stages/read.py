@@ -95,10 +95,12 @@ def _side(conversation: Conversation) -> Side:
     return Side(conversation, "stated" if opening.role == "system" and opening.content else "missing")
 
 
-def merge_notes(done: Done, splits: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+def merge_notes(found: Done, told: Done, splits: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     """{source or file: {what was left out or repaired while it was read, and by the split: how many}}."""
     notes: dict[str, Counter[str]] = {source: Counter(counts) for source, counts in splits.items()}
-    for result in done.results:
+    for source, count in (pair for result in told.results for pair in result["silent"].items()):
+        notes[source]["nobody_to_simulate_speaks"] += count
+    for result in found.results:
         notes.setdefault(result["label"], Counter()).update(result["notes"])
     return {label: dict(sorted((+counts).items())) for label, counts in notes.items()}
 
