@@ -39,6 +39,9 @@ def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirect
     """
     shares = parse_shares(config.tasks)
     tasks = {name: find(name) for name in shares}
+    for name, task in tasks.items():
+        if task.spec.judged and config.reward.judge.backend == "none":
+            raise ValueError(f"task {name} is scored by a judge; set --reward.judge.backend, or leave the task out")
     renderer = Renderer(load_tokenizer(folder), config.chat_format)
     with ExitStack() as stack:
         actor, engine, sleeper = None, None, None
