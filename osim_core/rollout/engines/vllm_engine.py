@@ -166,6 +166,8 @@ class VllmEngine:
             reason = f"no answer within {self.options.patience:g} s"
             self._kill()
         except (EOFError, ConnectionError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)  # it is ending: let it, for its exit code
             reason = f"exit code {self._kill()}"
         self.deaths += 1
         raise _Died(f"{reason}; its log ends: {self._log_end()}")
@@ -222,8 +224,8 @@ class VllmEngine:
         )
 
     def _log_end(self) -> str:
-        lines = (self.scratch / "engine.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(empty)"
+        lines = (self.scratch / "engine.log").read_text(errors="replace").split("\n")
+        return " / ".join([line.strip() for line in lines if line.strip()][-3:]) or "(empty)"
 
     def _kill(self) -> int:
         """End the process, if it has not ended; returns its exit code."""
