@@ -88,7 +88,7 @@ def open_engine(config: RLConfig, folder: Path, start: int) -> Engine:
     rollout = config.rollout
     version = max(0, start - 1)  # the next version that it takes is `start`
     if rollout.engine == "transformers":
-        return HfEngine(folder, version=version)
+        return HfEngine(folder, context=rollout.context, version=version)
     options = EngineOptions(
         context=rollout.context,
         dtype="float32" if config.train.precision == "fp32" else "bfloat16",
