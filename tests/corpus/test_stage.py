@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,43 @@ Stage(Path({str(stage.work)!r}), "square", {{"version": 1}}).run(killed, JOBS, L
     assert stage.run(square, JOBS, Local(1))[3] == {"square": 9}
     assert (stage.folder / "log").read_text().split() == [job.name for job in JOBS]
     assert (stage.folder / "part-3.bin").read_bytes() == bytes([3, 3, 3])
+
+
+def wait_for_ever(number, folder: Path, name: str) -> dict:
+    (folder / f"{name}.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+def is_running(pid: int) -> bool:
+    """Neither gone nor only waiting for somebody to ask how it ended."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_the_pool_of_a_killed_build_ends_with_it(stage):
+    """Its processes hold each other's pipes open, so without a watch they would wait for work for ever."""
+    script = f"""
+from pathlib import Path
+from osim_core.corpus.executor import Local
+from osim_core.corpus.stage import Stage
+from tests.corpus.test_stage import JOBS, wait_for_ever
+if __name__ == "__main__":
+    Stage(Path({str(stage.work)!r}), "square", {{"version": 1}}).run(wait_for_ever, JOBS, Local(2))
+"""
+    main = stage.work.parent / "build.py"
+    main.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    build = subprocess.Popen([sys.executable, main], env=environment)
+    while len(pids := [int(path.read_text() or 0) for path in stage.folder.glob("*.pid")]) < 2 or not all(pids):
+        assert build.poll() is None
+        time.sleep(0.05)
+    build.kill()
+    build.wait()
+    until = time.monotonic() + 60
+    while any(map(is_running, pids)):
+        assert time.monotonic() < until, "a process of the pool lives on"
+        time.sleep(0.05)
 
 
 def test_other_inputs_start_afresh(tmp_path, stage):
