@@ -196,21 +196,23 @@ def test_a_reply_that_trickles_in_times_out(serve):
 
 
 def test_concurrency_and_rate_are_limited(serve):
-    running, most = Counter(), []
+    running, most, lock = Counter(), [], threading.Lock()
 
     def script(body, n):
-        running["now"] += 1
-        most.append(running["now"])
+        with lock:
+            running["now"] += 1
+            most.append(running["now"])
         time.sleep(0.03)
-        running["now"] -= 1
+        with lock:
+            running["now"] -= 1
         return completion(GOOD)
 
     server = serve(script)
     judge(server, Patience(concurrency=3, hedge_s=None)).score(items(12))
     assert max(most) <= 3 and len(most) == 12
     server = serve(lambda body, n: completion(GOOD))
-    judge(server, Patience(rate=20, hedge_s=None)).score(items(9))
-    assert max(server.times) - min(server.times) >= 8 / 20 * 0.9
+    judge(server, Patience(rate=20, hedge_s=None)).score(items(25))
+    assert max(server.times) - min(server.times) >= 0.7  # 24 gaps of 1/20 s; a busy machine may see the first one late
 
 
 def test_the_cache_repeats_a_step_without_a_server_and_keeps_only_answers(serve, tmp_path):
