@@ -2,10 +2,10 @@
 
     python -m benchmarks detectors [--replies-per-source 15000]
 
-Rows: one per detector and "together", with the flagged share of human replies by source (the half of people, plays and
-debates that calibrate.py never saw), the recall on tests/fixtures/hacks/kept_apart, and its near misses that were
-flagged; then one per stage with its time on the same replies, as a ratio to embedding their sentences with MiniLM,
-which is the peer: what a reward model of 22 M parameters would cost at the least.
+Rows: one per detector and "together", with the flagged share of human replies by source (the half of people and plays
+that calibrate.py never saw), the recall on tests/fixtures/hacks/kept_apart and kept_apart_later, and their near misses
+that were flagged; then one per stage with its time on the same replies, as a ratio to embedding their sentences with
+MiniLM, which is the peer: what a reward model of 22 M parameters would cost at the least.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from osim_core.reward.detectors.standard import standard_panel
 from osim_core.reward.similarity import SentenceEncoder
 from tests.support.hacks import Case, inspect, read_cases
 
-SET = "kept_apart"
+SETS = ("kept_apart", "kept_apart_later")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,11 +33,16 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     panel = standard_panel(SentenceEncoder())
     flagged, count, times = false_positives(panel, options.replies_per_source)
-    recalls = labelled(panel, read_cases(SET))
+    recalls = labelled(panel, [case for name in SETS for case in read_cases(name)])
     print(f"{'detector':<20} {'recall':>12} {'near misses':>12}   human replies flagged, of {count}")
     for name, share in flagged["all"].items():
         shares, found = {source: by[name] for source, by in flagged.items()}, recalls[name]
-        record("detectors", {"detector": name, "set": SET, "human": "held_out", **count}, shares | found, options.out)
+        record(
+            "detectors",
+            {"detector": name, "sets": "+".join(SETS), "human": "held_out", **count},
+            shares | found,
+            options.out,
+        )
         kept = f"{found['hacks_flagged']:>5}/{found['hacks']:<6} {found['benign_flagged']:>5}/{found['benign']:<6}"
         print(f"{name:<20} {kept} {share:.3%}: ", "  ".join(f"{s} {x:.3%}" for s, x in shares.items()))
     total = sum(count.values())

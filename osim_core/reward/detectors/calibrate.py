@@ -1,11 +1,12 @@
 """Fit and calibrate the detectors on real human replies; writes thresholds.json and probes.json beside itself.
 
-    python -m osim_core.reward.detectors.calibrate [--replies-per-source 15000]
+    python -m osim_core.reward.detectors.calibrate [--replies-per-source 7500]
 
-Half of the people of the packaged sources are used (human.py); the other half is only measured on (`python -m
-benchmarks detectors`). Each source is a register, and a threshold leaves at most RATES[detector] of the register's
-replies at or above it. Same input, same output: every draw is a hash. Takes ten minutes on one core, nearly all of it
-sentence embeddings.
+A quarter of the people are what the sentence models are fitted against and what registers are described by, another
+quarter sets the thresholds (on the sentences it was fitted to, a model is surer than on new ones), and the other half
+is only measured on (`python -m benchmarks detectors`); see human.py. Each source is a register, and a threshold leaves
+at most RATES[detector] of the register's replies at or above it. Same input, same output: every draw is a hash. Takes
+ten minutes on one core, nearly all of it sentence embeddings.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from osim_core.corpus.sources import SOURCES
 from osim_core.reward.detectors import Batch, Specimen
 from osim_core.reward.detectors.acts import ACTS, PROBES, SpeechAct, read_examples
 from osim_core.reward.detectors.formatting import KINDS, count_marks
-from osim_core.reward.detectors.human import human_specimens
+from osim_core.reward.detectors.human import REGISTERS, human_specimens
 from osim_core.reward.detectors.length import MIN_GROUP, group_z
 from osim_core.reward.detectors.standard import CALIBRATION, standard_detectors
 from osim_core.reward.similarity import SentenceEncoder
@@ -81,7 +82,7 @@ def register_statistics(batch: Batch) -> dict[str, Any]:
             "lengths": _lengths(np.flatnonzero(source_N == source), batch),
             "marks": _marks(np.flatnonzero(source_N == source), batch),
         }
-        for source in SOURCES
+        for source in REGISTERS
     }
 
 
@@ -120,25 +121,26 @@ def _marks(rows: np.ndarray, batch: Batch) -> dict[str, float]:
 def thresholds(scores: Mapping[str, np.ndarray], source_N: np.ndarray) -> dict[str, dict[str, Any]]:
     """detector -> {"rate", "thresholds", "flagged"}, the latter two by register. scores: float64 [N] each.
 
-    A threshold is the next number above the quantile, so that scores that tie with it stay below. A register with fewer
-    replies than 1 / rate cannot say where so few of them lie; it takes the highest threshold of all.
+    A threshold is the next number above the quantile, so that scores that tie with it stay below.
     """
     rows = {}
     for name, score_N in scores.items():
         rate = RATES[name]
-        by_source = {source: score_N[source_N == source] for source in SOURCES}
+        by_source = {source: score_N[source_N == source] for source in REGISTERS}
         limits = {s: float(np.nextafter(np.quantile(x, 1 - rate, method="higher"), 2.0)) for s, x in by_source.items()}
-        limits |= {s: max(limits.values()) for s, x in by_source.items() if len(x) < 1 / rate}
         flagged = {source: round(float((x >= limits[source]).mean()), 6) for source, x in by_source.items()}
         rows[name] = {"rate": rate, "thresholds": limits, "flagged": flagged}
     return rows
 
 
-def calibrate(specimens: Sequence[Specimen], encoder: SentenceEncoder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contents of thresholds.json and probes.json."""
+def calibrate(
+    to_fit: Sequence[Specimen], specimens: Sequence[Specimen], encoder: SentenceEncoder
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of thresholds.json and probes.json, from two sets of human replies."""
+    fitted = Batch(to_fit, encoder)
+    probes = {act: fit_probe(act, fitted) for act in ACTS}
+    registers = register_statistics(fitted)
     batch = Batch(specimens, encoder)
-    probes = {act: fit_probe(act, batch) for act in ACTS}
-    registers = register_statistics(batch)
     scores = {detector.name: detector.score(batch) for detector in standard_detectors(registers, probes)}
     source_N = np.array([specimen.register for specimen in specimens])
     rows = thresholds(scores, source_N)
@@ -146,10 +148,10 @@ def calibrate(specimens: Sequence[Specimen], encoder: SentenceEncoder) -> tuple[
     together_N = np.any(flagged_XN, axis=0)
     about = {
         "command": "python -m osim_core.reward.detectors.calibrate",
-        "corpora": {name: source.identity()["version"] for name, source in SOURCES.items()},
-        "replies": {source: int((source_N == source).sum()) for source in SOURCES},
-        "half": "calibration",
-        "flagged_together": {s: round(float(together_N[source_N == s].mean()), 6) for s in SOURCES},
+        "corpora": {name: SOURCES[name].identity()["version"] for name in REGISTERS},
+        "replies_to_fit": {s: sum(specimen.register == s for specimen in to_fit) for s in REGISTERS},
+        "replies": {s: int((source_N == s).sum()) for s in REGISTERS},
+        "flagged_together": {s: round(float(together_N[source_N == s].mean()), 6) for s in REGISTERS},
     }
     weights = {
         act: {"bias": p.bias, "cue_weight": p.cue_weight, "weight": p.weight_D.tolist()} for act, p in probes.items()
@@ -160,9 +162,10 @@ def calibrate(specimens: Sequence[Specimen], encoder: SentenceEncoder) -> tuple[
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replies-per-source", type=int, default=15_000)
+    parser.add_argument("--replies-per-source", type=int, default=7_500)
     options = parser.parse_args(arguments)
-    found, weights = calibrate(human_specimens("calibration", options.replies_per_source), SentenceEncoder())
+    parts = (human_specimens(part, options.replies_per_source) for part in ("fit", "calibration"))
+    found, weights = calibrate(*parts, SentenceEncoder())
     write_durably(CALIBRATION, (json.dumps(found, indent=1) + "\n").encode())
     write_durably(PROBES, (json.dumps(weights) + "\n").encode())
     for name, row in found["detectors"].items():

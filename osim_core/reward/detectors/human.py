@@ -1,10 +1,11 @@
-"""Real human replies as specimens, in two halves by person, play or debate: to calibrate on, and to hold out.
+"""Real human replies as specimens, in three parts by person or play: to fit on, to calibrate on, and to hold out.
 
 Each reply comes with what its writer had before them: the scene and the last turns of the others. The topic that the
 chats suggest is left out, since people are meant to read it aloud. Where a detector wants what a corpus lacks, there is
 a stand-in: the published rubrics below take turns, "yes" and "no" are the candidate answers to every question, and a
 group is GROUP replies in a row by one person, who repeats themselves more than strangers do. No corpus here has private
-goals, so that reciting one is calibrated only as copying the context is, by the same measure.
+goals, so that reciting one is calibrated only as copying the context is, by the same measure. The debates are no
+register: four evenings say how their speakers spoke, and thresholds of 0.1 % need thousands of replies.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from osim_core.corpus.sources import SOURCES
 from osim_core.corpus.split import rank
 from osim_core.reward.detectors import Specimen
 
-Half = Literal["calibration", "held_out"]
+Part = Literal["fit", "calibration", "held_out"]
+REGISTERS = ("chitchat", "shakespeare")  # sources whose people are many enough
 GROUP = 8
 SEED = 5
 CONTEXT_TURNS = 4  # of the others, beside the scene
@@ -38,19 +40,20 @@ RUBRICS = (
 )
 
 
-def human_specimens(half: Half, per_source: int | None = None) -> list[Specimen]:
-    """Replies of one half; `per_source` takes about so many of each source, whole groups, chosen by a hash."""
+def human_specimens(part: Part, per_source: int | None = None) -> list[Specimen]:
+    """Replies of one part; `per_source` takes about so many of each source, whole groups, chosen by a hash."""
     found = []
-    for source in SOURCES.values():
-        conversations = [c for c in source.load(Counter()) if _half(c) == half]
+    for register in REGISTERS:
+        conversations = [c for c in SOURCES[register].load(Counter()) if part_of(c) == part]
         specimens = [specimen for conversation in conversations for specimen in _specimens(conversation)]
         found += specimens if per_source is None else _sample(specimens, per_source)
     return found
 
 
-def _half(conversation: Conversation) -> Half:
-    in_first = rank(f"detectors/{conversation.source}/{conversation.group}", SEED) < 0.5
-    return "calibration" if in_first else "held_out"
+def part_of(conversation: Conversation) -> Part:
+    """Where a person or play belongs: a quarter, a quarter and a half of them."""
+    place = rank(f"detectors/{conversation.source}/{conversation.group}", SEED)
+    return "fit" if place < 0.25 else "calibration" if place < 0.5 else "held_out"
 
 
 def _specimens(conversation: Conversation) -> list[Specimen]:
