@@ -59,6 +59,11 @@ def check_rl(config: RLConfig, processes: int) -> None:
             f"rollout.context {rollout.context} exceeds sequence_length {config.sequence_length}: a row has to hold an "
             "episode"
         )
+    if rollout.staleness and "inprocess" in (config.reward.judge.backend, config.reward.held_out_judge.backend):
+        raise ValueError(
+            "reward.judge: an in-process judge shares the trainer's devices, so rollouts cannot be judged ahead; set "
+            "rollout.staleness 0, or take the vllm or http backend"
+        )
     if rollout.prompts < config.updates:
         raise ValueError(f"updates: {config.updates} updates cannot share {rollout.prompts} groups")
     ranks = layout.model_ranks(config.layout)

@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from osim_core.config import ModelConfig, RLConfig
 from osim_core.corpus.durable import write_durably
 from osim_core.corpus.render import Renderer
+from osim_core.judge.panel import CountedJudge
 from osim_core.missing import Missing, Value
 from osim_core.model.lora import merged
 from osim_core.observe.metrics import read_metrics
@@ -149,6 +150,10 @@ class Crew:
             )
         for name, value in values.items():
             self.series.setdefault(name, []).append(value)
+        if self.actor is not None:
+            judges = (self.actor.scorer.judge, self.actor.scorer.held_out)
+            for judge in judges:
+                values |= judge.metrics() if isinstance(judge, CountedJudge) else {}
         alarmed = self._sound(alarms(self.series))
         return {**values, "rl/alarms": alarmed, **{f"perf/{name}_seconds": s for name, s in self.seconds.items()}}
 

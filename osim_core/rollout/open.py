@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from megatron.core import parallel_state
 
-from osim_core.config import ModelConfig, RLConfig
+from osim_core.config import JudgeConfig, ModelConfig, RLConfig
 from osim_core.corpus.render import Renderer
 from osim_core.corpus.tokenizer import load as load_tokenizer
 from osim_core.judge.open import open_judge
+from osim_core.judge.panel import CountedJudge, check_watcher
+from osim_core.judge.rubric import Judge
+from osim_core.judge.vllm_judge import VllmJudge
 from osim_core.observe.run_dir import RunDirectory
 from osim_core.reward.detectors.standard import standard_panel
 from osim_core.reward.scorer import Scorer
@@ -51,9 +54,11 @@ def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirect
             if torch.cuda.is_available() and isinstance(opened, VllmEngine) and not config.rollout.staleness:
                 sleeper = opened  # rollouts that run ahead need it awake
             judge, held_out = (
-                open_judge(wanted, name, config.layout, Path(config.cache))
+                _judge(stack, wanted, name, config)
                 for name, wanted in (("train", config.reward.judge), ("held out", config.reward.held_out_judge))
             )
+            if judge and held_out:
+                check_watcher(judge, held_out)
             speaker = EngineSpeaker(
                 engine, renderer, context=config.rollout.context, temperature=config.rollout.temperature
             )
@@ -81,6 +86,13 @@ def open_crew(config: RLConfig, model: ModelConfig, folder: Path, run: RunDirect
         crew = Crew(config, model, run, tasks, renderer, actor, engine, sleeper)
         with Ahead(crew.play, config.rollout.staleness, start, crew.load_buffer(start)) as crew.ahead:
             yield crew
+
+
+def _judge(stack: ExitStack, wanted: JudgeConfig, name: str, config: RLConfig) -> Judge | None:
+    judge = open_judge(wanted, name, config.layout, Path(config.cache))
+    if isinstance(judge, CountedJudge) and isinstance(judge.judge, VllmJudge):
+        stack.callback(judge.judge.close)
+    return judge
 
 
 def open_engine(config: RLConfig, folder: Path, start: int) -> Engine:
