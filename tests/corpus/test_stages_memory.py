@@ -45,6 +45,7 @@ def test_a_build_stays_below_its_bound(tmp_path):
     assert summary["peak_rss_of_one_process_mb"] < summary["memory_bound_mb"] < 1600
 
 
+@pytest.mark.slow
 def test_what_python_holds_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
     """Four times the records, 1.4 MB more of text: the columns of the records grow, and nothing else.
 

@@ -22,7 +22,7 @@ def command(recipe: str, place: Path, *options: str) -> subprocess.CompletedProc
         [sys.executable, str(ROOT / "recipes" / recipe), *options, "--runs", str(place / "runs")],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         cwd=place,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
