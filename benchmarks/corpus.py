@@ -1,11 +1,12 @@
-"""Records and megabytes per second of each stage of the corpus build, and the memory of its process.
+"""Records and megabytes per CPU second of each stage of the corpus build, and the memory of its process.
 
     python -m benchmarks corpus [--rows 20000] [--out FILE]
 
 Two builds from nothing, each in a process of its own so that its peak memory is its own: all packaged dialogue (both
-sides of a chat are a document each), and `--rows` generated dialogues (benchmarks/dialogue_corpus.py). One process, so
-that seconds are about CPU seconds; packaged benchmarks are searched for. MB are of the JSON that the first stage
-writes. There is no peer in this run: the clustering has its own benchmark (dedup), as have packing and the loader.
+sides of a chat are a document each), and `--rows` generated dialogues (benchmarks/dialogue_corpus.py). One process and
+its CPU seconds, so that a busy machine does not show; packaged benchmarks are searched for. MB are of the JSON that the
+first stage writes. There is no peer in this run: the clustering has its own benchmark (dedup), as have packing and the
+loader.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(argv)
-    table = Table("corpus", "stage", "seconds", "records / s", "MB / s", title="one process")
+    table = Table("corpus", "stage", "CPU seconds", "records / CPU s", "MB / CPU s", title="one process")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = {
@@ -42,15 +43,15 @@ def main(argv: list[str]) -> None:
             for stage, seconds in stages.items():
                 speed = (f"{result['records'] / seconds:,.0f}", f"{result['megabytes'] / seconds:,.1f}")
                 table.add_row(case, stage, f"{seconds:.2f}", *speed)
-            result |= {f"{stage}_records_per_second": result["records"] / s for stage, s in stages.items()}
-            result |= {f"{stage}_mb_per_second": result["megabytes"] / s for stage, s in stages.items()}
+            result |= {f"{stage}_records_per_cpu_second": result["records"] / s for stage, s in stages.items()}
+            result |= {f"{stage}_mb_per_cpu_second": result["megabytes"] / s for stage, s in stages.items()}
             row = record("corpus", {"corpus": case, "processes": 1, "rows": arguments.rows}, result, arguments.out)
             table.add_row(case, "all", f"{sum(stages.values()):.2f}", f"{row['result']['tokens']:,} tokens", "")
     Console().print(table)
 
 
 def measure(folder: Path, *options: str) -> dict:
-    """Build in `folder`; what the run's summary says, and seconds by stage."""
+    """Build in `folder`; what the run's summary says, and CPU seconds by stage."""
     folder.mkdir()
     places = ("--cache", str(folder / "data"), "--runs", str(folder / "runs"), "--processes", "1")
     command = [sys.executable, str(ROOT / "recipes" / "corpus.py"), "packaged", *options, *places]
@@ -62,7 +63,7 @@ def measure(folder: Path, *options: str) -> dict:
         "records": summary["records"],
         "megabytes": summary["bytes"] / 1e6,
         "tokens": summary["train/tokens"] + summary["validation/tokens"],
-        "stages": {name.partition("/")[2]: s for name, s in summary.items() if name.startswith("seconds/")},
+        "stages": {name.partition("/")[2]: s for name, s in summary.items() if name.startswith("cpu_seconds/")},
         "peak_rss_mb": summary["peak_rss_of_one_process_mb"],
         "memory_bound_mb": summary["memory_bound_mb"],
         "load_average": os.getloadavg()[0],

@@ -20,6 +20,7 @@ class Done:
     folder: Path
     parts: dict[str, Counts]
     seconds: float
+    cpu_seconds: float  # of this process: with more than one, the others did the work
 
     @property
     def results(self) -> list[Counts]:
@@ -62,8 +63,9 @@ class Pipeline:
         """
         before = self.done[-1].key if self.done else ""
         stage = Stage(self.work, name, {"version": VERSION, "after": before, **options})
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         results = stage.run(function, [Job(*job) for job in jobs.items()], self.executor, self.report)
         parts = dict(zip(jobs, results, strict=True))
-        self.done.append(Done(name, stage.key, stage.folder, parts, time.perf_counter() - started))
+        took = time.perf_counter() - started[0], time.process_time() - started[1]
+        self.done.append(Done(name, stage.key, stage.folder, parts, *took))
         return self.done[-1]

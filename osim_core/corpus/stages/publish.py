@@ -58,6 +58,7 @@ class Corpus:
             **totals,
             **{f"pack/{name}": self.plan[name] for name in ("rows", "padding", "dropped_documents", "dropped_tokens")},
             **{f"seconds/{done.name}": done.seconds for done in self.stages},
+            **{f"cpu_seconds/{done.name}": done.cpu_seconds for done in self.stages},
             "peak_rss_of_one_process_mb": largest / 1024,
             "memory_bound_mb": memory_bound(records, sides, processes) / 2**20,
             "outcome": {"ready_to_train": totals["train/documents"] > 0},
