@@ -258,7 +258,7 @@ def rl_smollm2_cpu() -> RLConfig:
     return RLConfig(
         name="rl-smollm2-cpu",
         start="smollm2-135m",
-        tasks=("next_turn",),
+        tasks=("next_turn_short",),
         algorithm="grpo",
         lora=LoraConfig(rank=8, alpha=16.0),
         sequence_length=2048,
