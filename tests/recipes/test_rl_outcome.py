@@ -1,7 +1,7 @@
 """The outcome of `make rl`: from the midtrained tiny model, on real vLLM, the reward on held-out samples rises.
 
 Slow, because it midtrains first where the checkout has no model yet: three seeds, and what a judge that can be fooled
-does to a policy with and without detectors.
+does to a policy.
 """
 
 import json
@@ -47,12 +47,8 @@ def test_held_out_reward_rises_by_the_margin_and_sampler_and_trainer_agree(start
 
 
 @pytest.mark.slow
-def test_a_judge_that_can_be_fooled_is_fooled_unless_detectors_watch(start, tmp_path):
-    fooled, watched = (
-        summary(run("rl", "rl-planted-cpu", "--start", start, "--runs", str(tmp_path), "--reward.detectors", mode))
-        for mode in ("audit", "train")
-    )
-    assert fooled["val/reward_raw/last"] > fooled["val/reward_raw/first"] + 0.1, "the policy exploits the judge"
-    assert fooled["val/length_ratio/last"] < fooled["val/length_ratio/first"] - 0.1, "at the price of what people do"
-    assert watched["val/length_ratio/last"] > watched["val/length_ratio/first"] - 0.05
-    assert watched["val/length_ratio/last"] > fooled["val/length_ratio/last"] + 0.1
+def test_a_judge_that_can_be_fooled_is_fooled_and_what_no_judge_decides_shows_it(start, tmp_path):
+    outcome = summary(run("rl", "rl-planted-cpu", "--start", start, "--runs", str(tmp_path), "--train.steps", "20"))
+    assert outcome["val/reward_raw/last"] > outcome["val/reward_raw/first"] + 0.2, "the policy exploits the judge"
+    assert outcome["val/length_ratio/last"] < outcome["val/length_ratio/first"] - 0.2
+    assert outcome["val/likelihood/last"] < outcome["val/likelihood/first"] - 0.03
