@@ -255,7 +255,9 @@ class RLConfig:
     """Everything recipes/rl.py needs."""
 
     name: str
-    start: str  # the weights: a run or checkpoint of ours, a Hugging Face folder, or a packaged model
+    # the weights to begin with: a run or checkpoint of ours, a Hugging Face folder, or a packaged model. Not `start`:
+    # torchrun takes --start for an option of its own
+    base: str
     tasks: tuple[str, ...]  # of osim_core/soul/tasks.py, with a share of the prompts where it is not 1: "tomi:2"
     algorithm: str  # of osim_core/update/algorithms.py
     clip_low: float | None = None  # of the algorithm's surrogate, where it should differ

@@ -238,7 +238,7 @@ def rl_tiny_cpu() -> RLConfig:
     """`make rl`: the midtrained tiny model learns to write as much as it is told a person wrote, scored by rule."""
     return RLConfig(
         name="rl-tiny-cpu",
-        start="runs/midtrain/latest",
+        base="runs/midtrain/latest",
         tasks=("style",),
         algorithm="dapo",
         kl=0.1,  # without it, real replies become unlikely while the reward rises
@@ -257,7 +257,7 @@ def rl_smollm2_cpu() -> RLConfig:
     """A real model and a real judge on a laptop: SmolLM2-135M answers people, judged by its own frozen copy."""
     return RLConfig(
         name="rl-smollm2-cpu",
-        start="smollm2-135m",
+        base="smollm2-135m",
         tasks=("next_turn_short",),
         algorithm="grpo",
         lora=LoraConfig(rank=8, alpha=16.0),
@@ -290,10 +290,10 @@ def rl_planted_cpu() -> RLConfig:
 
 def rl_qwen3_8b_8xh100() -> RLConfig:
     """The paper's run on one node: 64 prompts of 8 replies, 4 updates of 128 replies, LoRA 32/64, 200 steps. Name the
-    midtrained weights with --start, and an OpenAI-compatible judge with --reward.judge.url and .model."""
+    midtrained weights with --base, and an OpenAI-compatible judge with --reward.judge.url and .model."""
     return RLConfig(
         name="rl-qwen3-8b-8xh100",
-        start="models/Qwen3-8B-Base",
+        base="models/Qwen3-8B-Base",
         tasks=("next_turn", "dyad", "userllm", "tomi", "hitom"),
         algorithm="dapo",
         clip_low=0.2,

@@ -1,7 +1,7 @@
 """Reinforcement learning: a simulated person learns a task from rules and judges, watched by detectors.
 
     python recipes/rl.py rl-tiny-cpu                                   # a laptop: from runs/midtrain/latest, real vLLM
-    torchrun --nproc-per-node 8 recipes/rl.py rl-qwen3-8b-8xh100 --start runs/midtrain/latest
+    torchrun --nproc-per-node 8 recipes/rl.py rl-qwen3-8b-8xh100 --base runs/midtrain/latest
     torchrun ... recipes/rl.py rl-tiny-cpu --resume latest             # go on after a kill
 
 Data flow: samples -> episodes on the rollout engine -> judge -> reward and detectors -> groups with advantages ->
@@ -49,7 +49,7 @@ def main() -> None:
     ranks = layout.model_ranks(config.layout)
     processes = layout.world_size() if launch.under_torchrun() else ranks
     check_rl(config, processes)
-    folder = hugging_face_folder(config.start, Path(config.cache))
+    folder = hugging_face_folder(config.base, Path(config.cache))
     if processes > 1 and not launch.under_torchrun():
         raise SystemExit(launch.start_ranks(processes))
     train(config, command, folder)

@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
 
 def start(place: Path, name: str, *options: str) -> subprocess.Popen:
     command = [
-        *(sys.executable, str(ROOT / "recipes" / "rl.py"), "rl-tiny-cpu", "--start", str(place / "start")),
+        *(sys.executable, str(ROOT / "recipes" / "rl.py"), "rl-tiny-cpu", "--base", str(place / "start")),
         *("--runs", str(place / name), "--rollout.engine", "transformers", "--rollout.prompts", "2"),
         *("--rollout.replies", "4", "--rollout.context", "320", "--sequence-length", "512"),
         *("--train.steps", str(STEPS), "--train.evaluate-every", "3", "--train.evaluate-rows", "3"),
@@ -118,7 +118,7 @@ def test_feedback_and_adapters_and_a_reference_train_together(place):
         (("--tasks", "next_turn"), "task next_turn is scored by a judge; set --reward.judge.backend"),
         (("--rollout.replies", "1"), "rollout.replies: a group of one has nothing to compare"),
         (("--rollout.context", "1024"), "rollout.context 1024 exceeds sequence_length 512"),
-        (("--start", "nowhere"), "nowhere: no such folder"),
+        (("--base", "nowhere"), "nowhere: no such folder"),
         (("--reward.judge.backend", "http", "--reward.judge.model", "m"), "needs the server's address"),
         (("--rollout.context", "128"), "3 of 3 episodes have no reward (too long; "),
     ],

@@ -39,7 +39,7 @@ def summary(folder: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
 def test_held_out_reward_rises_by_the_margin_and_sampler_and_trainer_agree(start, tmp_path, seed):
-    options = ("--start", start, "--runs", str(tmp_path), "--train.seed", seed)
+    options = ("--base", start, "--runs", str(tmp_path), "--train.seed", seed)
     outcome = summary(run("rl", "rl-tiny-cpu", *options))
     assert outcome["val/reward/rise"] >= MARGIN
     assert outcome["rl/mismatch/largest"] < 1e-4
@@ -48,7 +48,7 @@ def test_held_out_reward_rises_by_the_margin_and_sampler_and_trainer_agree(start
 
 @pytest.mark.slow
 def test_a_judge_that_can_be_fooled_is_fooled_and_what_no_judge_decides_shows_it(start, tmp_path):
-    outcome = summary(run("rl", "rl-planted-cpu", "--start", start, "--runs", str(tmp_path), "--train.steps", "20"))
+    outcome = summary(run("rl", "rl-planted-cpu", "--base", start, "--runs", str(tmp_path), "--train.steps", "20"))
     assert outcome["val/reward_raw/last"] > outcome["val/reward_raw/first"] + 0.2, "the policy exploits the judge"
     assert outcome["val/length_ratio/last"] < outcome["val/length_ratio/first"] - 0.2
     assert outcome["val/likelihood/last"] < outcome["val/likelihood/first"] - 0.03
