@@ -45,7 +45,12 @@ def main(argv: list[str]) -> None:
                 table.add_row(case, stage, f"{seconds:.2f}", *speed)
             result |= {f"{stage}_records_per_cpu_second": result["records"] / s for stage, s in stages.items()}
             result |= {f"{stage}_mb_per_cpu_second": result["megabytes"] / s for stage, s in stages.items()}
-            row = record("corpus", {"corpus": case, "processes": 1, "rows": arguments.rows}, result, arguments.out)
+            row = record(
+                "corpus",
+                {"dtype": "utf-8", "corpus": case, "processes": 1, "rows": arguments.rows},
+                result,
+                arguments.out,
+            )
             table.add_row(case, "all", f"{sum(stages.values()):.2f}", f"{row['result']['tokens']:,} tokens", "")
     Console().print(table)
 

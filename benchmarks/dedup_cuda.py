@@ -80,7 +80,13 @@ def offline(texts: list[str], out: Path | None) -> None:
                 result["warps_per_sm"] = kernel.occupancy(WARPS_PER_BLOCK).warps
                 result |= ceilings(loop.instructions, [text for text in texts if text.isascii()])
             name = "long texts" if "ILb1E" in kernel.name else "short texts"
-            case = {"kernel": name, "architecture": architecture, "rung": "target", "listed": f"nvcc {LISTED}"}
+            case = {
+                "kernel": name,
+                "dtype": "uint16",
+                "architecture": architecture,
+                "rung": "target",
+                "listed": f"nvcc {LISTED}",
+            }
             record("dedup_cuda", case, result, out)
             table.add_row(
                 name,
