@@ -11,7 +11,8 @@ with the job. Everything here is collective.
 
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from osim_core.reward.likelihood import likelihood_reward, packed_references, re
 from osim_core.reward.scorer import last_reply
 from osim_core.rollout.actor import Actor, Played
 from osim_core.rollout.ahead import Ahead
-from osim_core.rollout.engine import Engine
+from osim_core.rollout.engine import Engine, EngineStopped
 from osim_core.rollout.engines.vllm_engine import VllmEngine
 from osim_core.rollout.experience import Experience, Updates, exchange
 from osim_core.rollout.groups import padding_row
@@ -98,7 +99,9 @@ class Crew:
     def take(self, step: int) -> list[Experience]:
         """The whole step's experience. Raises RolloutError where too many episodes have no reward."""
         began = time.perf_counter()
-        experience = exchange(self.ahead.take(step))
+        with stopping_in_order():
+            mine = self.ahead.take(step)
+        experience = exchange(mine)
         self.seconds["wait"] = time.perf_counter() - began
         self._check(experience, f"step {step + 1}")
         return experience
@@ -123,7 +126,8 @@ class Crew:
         """The learner's weights to every engine, as `version`; rollouts of later steps may begin."""
         began = time.perf_counter()
         if version:  # it came up with those of step 0
-            push(self.engine, learner.chunks, self.model, version, merged)
+            with stopping_in_order():
+                push(self.engine, learner.chunks, self.model, version, merged)
             if self.sleeper:
                 self.sleeper.wake()
         self.ahead.advance(version)
@@ -163,7 +167,8 @@ class Crew:
         mine: list[Experience] = []
         ratios: list[Value] = []
         if self.actor is not None:
-            played = self.actor.evaluate(self.held_out)
+            with stopping_in_order():
+                played = self.actor.evaluate(self.held_out)
             self._transcripts(f"held-out-{step:06d}", played)
             mine, ratios = played.experience, [length_ratio(trajectory) for trajectory in played.trajectories]
         experience = exchange(mine)
@@ -234,6 +239,15 @@ class Crew:
     def _buffer(self, step: int) -> Path:
         rank = parallel_state.get_data_parallel_rank()
         return self.run.checkpoints / f"rollouts-{step:08d}-{rank}.pickle"
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[None]:
+    """An engine that died too often ends the run in one line, resumably."""
+    try:
+        yield
+    except EngineStopped as error:
+        raise RolloutError(str(error)) from error
 
 
 def named(name: str, value: Value) -> dict[str, float]:

@@ -108,7 +108,10 @@ def open_engine(config: RLConfig, folder: Path, start: int) -> Engine:
         gpu_memory=rollout.gpu_memory,
         max_restarts=rollout.restarts,
     )
-    return VllmEngine(folder, options, version)
+    try:
+        return VllmEngine(folder, options, version)
+    except RuntimeError as error:  # it did not start, and says why
+        raise ValueError(str(error)) from error
 
 
 def owns_engine() -> bool:
